@@ -1,0 +1,219 @@
+"""The Chameleon family: how words and images become one token sequence, and which logits are image tokens.
+
+A prompt is what the stock `ChameleonProcessor` makes of the checkpoint's template, with its `<image>` placeholders
+replaced by the tokens of the images:
+
+    forward   bos <template with before image and action> sep | boi I_1 ... I_N eoi           (world model)
+    inverse   bos <template with before and after image>  sep | action tokens eos             (dynamics model)
+
+Forward dynamics and inverse dynamics are those of arXiv 2506.06006, section 3.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from diffusers import VQModel
+from transformers import Cache, ChameleonForConditionalGeneration, ChameleonProcessor
+
+_DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
+
+
+def image_token_name(code: int) -> str:
+    """Name of the vocabulary entry of a VQ code, as in Chameleon's own vocabulary: 0 is `IMGIMGAZ`, 17 `IMGIMGBHZ`."""
+    return f"IMGIMG{str(code).translate(_DIGITS_TO_LETTERS)}Z"
+
+
+class ChameleonFamily:
+    """Token layout of a Chameleon checkpoint. Holds no weights of its own.
+
+    Args:
+        processor: tokenizer and special tokens; `processor.image_seq_length` must be the N codes of one image.
+        vqgan: image tokenizer with `lookup_from_codebook=True`, kept in fp32 (in bf16 one code in ten changes).
+        forward_prompt: template of the world model with one `<image>` and one `{action}`.
+        inverse_prompt: template of the dynamics model with two `<image>`: before, then after.
+        image_size: side of the square images in pixels.
+        mask_image_logits: whether the dynamics model was trained with text probabilities normalised over the text
+            tokens only, as the stock forward does (True), or over the whole vocabulary (False).
+
+    Raises:
+        ValueError: a template without its placeholders, or parts that disagree about the number of image tokens.
+    """
+
+    def __init__(
+        self,
+        processor: ChameleonProcessor,
+        vqgan: VQModel,
+        *,
+        forward_prompt: str,
+        inverse_prompt: str,
+        image_size: int,
+        mask_image_logits: bool,
+    ):
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.vqgan = vqgan
+        self.forward_prompt = forward_prompt
+        self.inverse_prompt = inverse_prompt
+        self.image_size = image_size
+        self.mask_image_logits = mask_image_logits
+
+        self.grid_size = image_size // 2 ** (len(vqgan.config.block_out_channels) - 1)
+        self.num_image_tokens = self.grid_size**2
+        self.image_token_ids = self._find_image_tokens(vqgan.config.num_vq_embeddings)
+        self._check()
+
+    def _find_image_tokens(self, num_codes: int) -> torch.Tensor:
+        """Token id of every code, int64 [codebook]. A table, because nothing promises that ids follow the codes."""
+        vocabulary = self.tokenizer.get_vocab()
+        missing = [name for name in map(image_token_name, range(num_codes)) if name not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"`processor` has no token {missing[0]!r} although `vqgan` has {num_codes} codes; "
+                "use the processor and the VQ model of one checkpoint."
+            )
+        return torch.tensor([vocabulary[image_token_name(code)] for code in range(num_codes)])
+
+    def _check(self) -> None:
+        if self.processor.image_seq_length != self.num_image_tokens:
+            raise ValueError(
+                f"`processor.image_seq_length` is {self.processor.image_seq_length} but an image of "
+                f"{self.image_size} px has {self.num_image_tokens} codes; save the processor with that length."
+            )
+        image_token = self.processor.image_token
+        if self.forward_prompt.count(image_token) != 1 or self.forward_prompt.count("{action}") != 1:
+            raise ValueError(
+                f"`forward_prompt` must hold one {image_token} and one {{action}}, got {self.forward_prompt!r}."
+            )
+        if self.inverse_prompt.count(image_token) != 2:
+            raise ValueError(f"`inverse_prompt` must hold {image_token} twice, got {self.inverse_prompt!r}.")
+
+    # --- Images ---
+
+    @torch.no_grad()
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """VQ codes of images.
+
+        Args:
+            pixels: float [B, 3, H, W] in [-1, 1], H = W = `image_size`, on the device where `vqgan` runs.
+
+        Returns:
+            int64 [B, N], row by row from the top left.
+        """
+        latents = self.vqgan.encode(pixels.to(self.vqgan.dtype)).latents
+        _, _, (_, _, codes) = self.vqgan.quantize(latents)
+        return codes.reshape(pixels.shape[0], -1)
+
+    @torch.no_grad()
+    def decode_image(self, codes: torch.Tensor) -> torch.Tensor:
+        """Images of VQ codes: int64 [B, N] -> float [B, 3, H, W] in [-1, 1]."""
+        shape = (codes.shape[0], self.grid_size, self.grid_size, self.vqgan.quantize.vq_embed_dim)
+        return self.vqgan.decode(codes, force_not_quantize=True, shape=shape).sample.clamp(-1, 1)
+
+    # --- Words ---
+
+    def forward_prompt_ids(self, before_codes: torch.Tensor, action: str) -> torch.Tensor:
+        """Prompt of the world model, up to and with the boi token: what follows is the first image token.
+
+        Args:
+            before_codes: int64 [N].
+            action: plain words; "" gives the unconditional branch of guidance.
+
+        Returns:
+            int64 [S] on the device of `before_codes`.
+
+        Raises:
+            ValueError: `action` contains a special token.
+        """
+        self._check_words(action)
+        prompt = self._prompt_ids(self.forward_prompt.replace("{action}", action), before_codes)
+        return torch.cat([prompt, prompt.new_tensor([self.processor.image_start_token_id])])
+
+    def inverse_prompt_ids(self, before_codes: torch.Tensor, after_codes: torch.Tensor) -> torch.Tensor:
+        """Prompt of the dynamics model: int64 [N] and [N] -> int64 [S]; what follows is the action's first token."""
+        return self._prompt_ids(self.inverse_prompt, torch.cat([before_codes, after_codes]))
+
+    def action_ids(self, action: str) -> torch.Tensor:
+        """Tokens of an action, ending with eos: int64 [A], on the CPU.
+
+        Raises:
+            ValueError: `action` contains a special token.
+        """
+        self._check_words(action)
+        ids = self.tokenizer(action, add_special_tokens=False).input_ids
+        return torch.tensor([*ids, self.tokenizer.eos_token_id])
+
+    def action_text(self, ids: torch.Tensor) -> str:
+        """The words of action tokens, int64 [A]; special tokens such as eos are dropped."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _check_words(self, action: str) -> None:
+        ids = self.tokenizer(action, add_special_tokens=False).input_ids
+        reserved = {*self.tokenizer.added_tokens_decoder, *self.image_token_ids.tolist()}
+        found = [self.tokenizer.convert_ids_to_tokens(i) for i in ids if i in reserved]
+        if found:
+            raise ValueError(f"`action` must be plain words, got {action!r}; remove {found[0]!r}.")
+
+    def _prompt_ids(self, text: str, codes: torch.Tensor) -> torch.Tensor:
+        processor = self.processor
+        placeholders = processor.image_token * self.num_image_tokens
+        image = f"{processor.image_start_token}{placeholders}{processor.image_end_token}"
+        text = text.replace(processor.image_token, image) + self.tokenizer.sep_token
+        ids = torch.tensor(self.tokenizer(text).input_ids, device=codes.device)
+        ids[ids == processor.image_token_id] = self.image_token_ids.to(codes.device)[codes]
+        return ids
+
+    # --- Models ---
+
+    @staticmethod
+    @contextmanager
+    def image_logits(model: ChameleonForConditionalGeneration) -> Iterator[None]:
+        """Within this context the stock forward leaves the logits of image tokens as they are.
+
+        The stock forward sets them to the minimum, always, so that a model can neither sample nor be trained on
+        image tokens. Not for two threads that share one model.
+        """
+        vocabulary = model.model.vocabulary_mapping
+        masked = vocabulary.image_tokens
+        # Both are derived from `image_tokens` when first read: read them before it is emptied.
+        _ = vocabulary.bpe2img, vocabulary.img2bpe_mapping_tensor
+        vocabulary.image_tokens = []
+        try:
+            yield
+        finally:
+            vocabulary.image_tokens = masked
+
+    def decode_step(
+        self, model: ChameleonForConditionalGeneration, ids: torch.Tensor, cache: Cache
+    ) -> tuple[torch.Tensor, Cache]:
+        """Logits over the codes of the next image token.
+
+        Args:
+            model: the world model; called as a module, so that offloading hooks run.
+            ids: int64 [B, S], the tokens that `cache` does not hold yet.
+            cache: keys and values of the tokens before, updated in place.
+
+        Returns:
+            float [B, codebook] at the last position, and the cache.
+        """
+        with self.image_logits(model):
+            outputs = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return outputs.logits[:, -1, self.image_token_ids.to(ids.device)], outputs.past_key_values
+
+    def text_step(
+        self, model: ChameleonForConditionalGeneration, ids: torch.Tensor, cache: Cache, num_logits: int
+    ) -> tuple[torch.Tensor, Cache]:
+        """Logits over the vocabulary at the last positions, in the convention the dynamics model was trained with.
+
+        Args:
+            model: the dynamics model; called as a module, so that offloading hooks run.
+            ids: int64 [B, S], the tokens that `cache` does not hold yet.
+            cache: keys and values of the tokens before, updated in place.
+            num_logits: L, how many positions from the end; the head is not computed for the others.
+
+        Returns:
+            float [B, L, vocabulary] and the cache.
+        """
+        with nullcontext() if self.mask_image_logits else self.image_logits(model):
+            outputs = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=num_logits)
+        return outputs.logits, outputs.past_key_values

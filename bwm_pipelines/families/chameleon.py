@@ -16,6 +16,14 @@ import torch
 from diffusers import VQModel
 from transformers import Cache, ChameleonForConditionalGeneration, ChameleonProcessor
 
+# The legacy prompt of AURORA and the one of SWIRL (arXiv 2602.06130); 2506.06006 prints none.
+FORWARD_PROMPT = "<image>\nEditing the given image according to the following prompt: {action}"
+INVERSE_PROMPT = (
+    "<image><image>Given two consecutive images, identify and briefly describe the action that most likely caused the "
+    "change from the first to the second. Use clear, concise natural language to explain the state transition."
+)
+IMAGE_SIZE = 512
+
 _DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 
 
@@ -143,6 +151,17 @@ class ChameleonFamily:
         ids = self.tokenizer(action, add_special_tokens=False).input_ids
         return torch.tensor([*ids, self.tokenizer.eos_token_id])
 
+    def forward_length(self, action: str) -> int:
+        """Tokens of prompt and image together, which the world model's context must hold."""
+        return len(self.forward_prompt_ids(self._no_codes(), action)) + self.num_image_tokens
+
+    def inverse_length(self, action: str) -> int:
+        """Tokens of prompt and action together, which the dynamics model's context must hold."""
+        return len(self.inverse_prompt_ids(self._no_codes(), self._no_codes())) + len(self.action_ids(action))
+
+    def _no_codes(self) -> torch.Tensor:
+        return torch.zeros(self.num_image_tokens, dtype=torch.int64)
+
     def action_text(self, ids: torch.Tensor) -> str:
         """The words of action tokens, int64 [A]; special tokens such as eos are dropped."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -184,14 +203,14 @@ class ChameleonFamily:
             vocabulary.image_tokens = masked
 
     def decode_step(
-        self, model: ChameleonForConditionalGeneration, ids: torch.Tensor, cache: Cache
+        self, model: ChameleonForConditionalGeneration, ids: torch.Tensor, cache: Cache | None
     ) -> tuple[torch.Tensor, Cache]:
         """Logits over the codes of the next image token.
 
         Args:
             model: the world model; called as a module, so that offloading hooks run.
             ids: int64 [B, S], the tokens that `cache` does not hold yet.
-            cache: keys and values of the tokens before, updated in place.
+            cache: keys and values of the tokens before, updated in place; None if there are none.
 
         Returns:
             float [B, codebook] at the last position, and the cache.
@@ -201,14 +220,14 @@ class ChameleonFamily:
         return outputs.logits[:, -1, self.image_token_ids.to(ids.device)], outputs.past_key_values
 
     def text_step(
-        self, model: ChameleonForConditionalGeneration, ids: torch.Tensor, cache: Cache, num_logits: int
+        self, model: ChameleonForConditionalGeneration, ids: torch.Tensor, cache: Cache | None, num_logits: int
     ) -> tuple[torch.Tensor, Cache]:
         """Logits over the vocabulary at the last positions, in the convention the dynamics model was trained with.
 
         Args:
             model: the dynamics model; called as a module, so that offloading hooks run.
             ids: int64 [B, S], the tokens that `cache` does not hold yet.
-            cache: keys and values of the tokens before, updated in place.
+            cache: keys and values of the tokens before, updated in place; None if there are none.
             num_logits: L, how many positions from the end; the head is not computed for the others.
 
         Returns:

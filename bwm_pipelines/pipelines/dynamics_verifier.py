@@ -1,0 +1,191 @@
+"""The verifier: ranks images, from any editor, by how probable an action is between the image before and each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import VQModel
+from diffusers.utils import BaseOutput
+from torch import Tensor
+from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
+
+from bwm_pipelines.families import family_class
+from bwm_pipelines.families.chameleon import FORWARD_PROMPT, IMAGE_SIZE, INVERSE_PROMPT
+from bwm_pipelines.images import ImageInput
+from bwm_pipelines.pipelines.base import CheckpointPipeline, StepCallback, check_count
+from bwm_pipelines.verification import greedy_action, score_candidates
+
+
+@dataclass
+class VerifierOutput(BaseOutput):
+    """
+    Args:
+        order: indices of the candidates, best first, without those in `excluded`.
+        scores: mean log p(action token | before, candidate) in nats, in the order of the candidates.
+        margins: scores minus `unchanged_score`, in the order of the candidates.
+        best: index of the best candidate.
+        unchanged_score: score of the image before as its own after.
+        changed: whether any candidate beats `unchanged_score`; if not, the action probably happened in none of them.
+        excluded: indices of candidates whose score is not finite.
+    """
+
+    order: list[int]
+    scores: list[float]
+    margins: list[float]
+    best: int
+    unchanged_score: float
+    changed: bool
+    excluded: list[int]
+
+
+@dataclass
+class NamedActionOutput(BaseOutput):
+    """
+    Args:
+        action: what happened, in words.
+        score: mean log-probability of its tokens, eos included, in nats.
+    """
+
+    action: str
+    score: float
+
+
+class DynamicsVerifierPipeline(CheckpointPipeline):
+    """Verification with an inverse dynamics model (arXiv 2506.06006, section 3.3).
+
+    Loads from the same folder as `ChameleonWorldModelPipeline`, without the world model.
+
+    Args:
+        dynamics_model: gives p(action | before, after).
+        processor: tokenizer and special tokens.
+        vqgan: image tokenizer, in float32.
+        forward_prompt, inverse_prompt, image_size, mask_image_logits: see `ChameleonFamily`.
+    """
+
+    model_cpu_offload_seq = "vqgan->dynamics_model"
+    has_compatibles = True
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        # So that loading from a world model's folder does not warn of what the verifier leaves there.
+        from bwm_pipelines.pipelines.world_model import ChameleonWorldModelPipeline
+
+        return [ChameleonWorldModelPipeline]
+
+    def __init__(
+        self,
+        dynamics_model: ChameleonForConditionalGeneration,
+        processor: ChameleonProcessor,
+        vqgan: VQModel,
+        forward_prompt: str = FORWARD_PROMPT,
+        inverse_prompt: str = INVERSE_PROMPT,
+        image_size: int = IMAGE_SIZE,
+        mask_image_logits: bool = True,
+    ):
+        super().__init__()
+        self.register_modules(dynamics_model=dynamics_model, processor=processor, vqgan=vqgan)
+        layout = {
+            "forward_prompt": forward_prompt,
+            "inverse_prompt": inverse_prompt,
+            "image_size": image_size,
+            "mask_image_logits": mask_image_logits,
+        }
+        self.register_to_config(**layout)
+        self.family = family_class(dynamics_model)(processor, vqgan, **layout)
+
+    def check_inputs(self, action: str, candidate_batch_size: int | None) -> None:
+        self._check_action(action)
+        self._check_length(action, self.family.inverse_length(action), self.dynamics_model)
+        check_count("candidate_batch_size", candidate_batch_size, optional=True)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        before: ImageInput | Tensor,
+        candidates: ImageInput | Tensor,
+        action: str,
+        *,
+        candidate_batch_size: int | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> VerifierOutput | tuple:
+        """Rank candidates for the image after an action.
+
+        Args:
+            before: one image of any size, see `bwm_pipelines.images.as_pil_images`; or its VQ codes, int64 [N].
+            candidates: K images of any size, or VQ codes, int64 [K, N], as the world model pipeline returns them
+                with `output_type="latent"`.
+            action: what is meant to have happened, in words.
+            candidate_batch_size: candidates that run at once; None for all.
+            return_dict: whether to return a `VerifierOutput` or a tuple of its fields.
+            callback_on_step_end: called as `callback(pipe, step, step, {})` after each batch of candidates; setting
+                `pipe._interrupt = True` in it ends the call.
+
+        Raises:
+            ValueError: an argument cannot work, or the model's scores are not finite.
+            Interrupted: `_interrupt` was set.
+        """
+        # 1. Check inputs
+        self.check_inputs(action, candidate_batch_size)
+        self._interrupt = False
+
+        # 2. Encode images
+        before_codes = self._encode_one(before, "before")
+        candidate_codes = self.encode_images(candidates, "candidates")
+
+        # 3. Score: the candidates, and the image before as its own after
+        with self.progress_bar(total=len(candidate_codes) + 1) as bar:
+            ranking = score_candidates(
+                self.family,
+                self.dynamics_model,
+                before_codes,
+                candidate_codes,
+                action,
+                candidate_batch_size=candidate_batch_size,
+                on_chunk=self._step_reporter(callback_on_step_end, bar=bar),
+            )
+        self.maybe_free_model_hooks()
+        output = VerifierOutput(best=ranking.order[0], **ranking._asdict())
+        return output if return_dict else output.to_tuple()
+
+    @torch.no_grad()
+    def name_action(
+        self,
+        before: ImageInput | Tensor,
+        after: ImageInput | Tensor,
+        *,
+        max_new_tokens: int = 128,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> NamedActionOutput:
+        """Say in words what happened between two images: greedy, as in the paper's evaluation.
+
+        Args:
+            before, after: one image each of any size, or VQ codes, int64 [N].
+            max_new_tokens: the longest answer.
+            callback_on_step_end: called as `callback(pipe, step, step, {})` after each token.
+
+        Raises:
+            ValueError: an argument cannot work, or the model's logits are not finite.
+            Interrupted: `_interrupt` was set.
+        """
+        check_count("max_new_tokens", max_new_tokens)
+        self._interrupt = False
+        before_codes, after_codes = self._encode_one(before, "before"), self._encode_one(after, "after")
+        prompt = self.family.inverse_prompt_ids(before_codes, after_codes)
+        ids, log_probs = greedy_action(
+            lambda ids, cache, num_logits: self.family.text_step(self.dynamics_model, ids, cache, num_logits),
+            prompt,
+            eos_token_id=self.family.tokenizer.eos_token_id,
+            image_token_ids=self.family.image_token_ids,
+            max_new_tokens=min(max_new_tokens, self.dynamics_model.config.max_position_embeddings - len(prompt)),
+            on_token=self._step_reporter(callback_on_step_end),
+        )
+        self.maybe_free_model_hooks()
+        return NamedActionOutput(action=self.family.action_text(ids), score=log_probs.mean().item())
+
+    def _encode_one(self, image: ImageInput | Tensor, argument: str) -> Tensor:
+        codes = self.encode_images(image, argument)
+        if len(codes) != 1:
+            raise ValueError(f"`{argument}` must be one image, got {len(codes)}; call once for each.")
+        return codes[0]

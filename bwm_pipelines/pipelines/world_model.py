@@ -1,0 +1,302 @@
+"""The world model pipeline: imagines the image after an action, K times, and ranks what it imagined."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import VQModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
+from torch import Tensor
+from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
+
+from bwm_pipelines.families import family_class
+from bwm_pipelines.families.chameleon import FORWARD_PROMPT, IMAGE_SIZE, INVERSE_PROMPT
+from bwm_pipelines.images import ImageInput
+from bwm_pipelines.pipelines.base import CheckpointPipeline, StepCallback, check_count
+from bwm_pipelines.sampling import candidate_generators, candidate_uniforms, sample_codes
+from bwm_pipelines.verification import score_candidates
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class WorldModelOutput(BaseOutput):
+    """
+    Every list has one entry an image, best first; the candidates of a batch's inputs follow one another. Without a
+    dynamics model nothing is verified: the images are in sampling order, and `scores`, `margins`, `changed` and
+    `excluded` are None.
+
+    Args:
+        images: PIL images, array [M, H, W, 3] or tensor [M, 3, H, W] in 0-1, or the codes.
+        scores: mean log p(action token | before, image) in nats.
+        margins: scores minus that of the unchanged image.
+        order: which sample of its input each image is, counted from 0.
+        codes: VQ codes, int64 [M, N].
+        changed: an entry an input: whether any candidate beats the unchanged image; if not, the action probably
+            happened in none of them.
+        excluded: an entry an input: the samples left out because their score is not finite.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | Tensor
+    scores: list[float] | None
+    margins: list[float] | None
+    order: list[int]
+    codes: Tensor
+    changed: list[bool] | None
+    excluded: list[list[int]] | None
+
+
+class ChameleonWorldModelPipeline(CheckpointPipeline):
+    """Imagine the next image for an action in words, and verify it (arXiv 2506.06006, section 3.3).
+
+    Args:
+        world_model: gives p(image after | image before, action).
+        processor: tokenizer and special tokens.
+        vqgan: image tokenizer, in float32.
+        dynamics_model: gives p(action | before, after) and ranks the candidates; None to leave them unranked.
+        forward_prompt, inverse_prompt, image_size, mask_image_logits: see `ChameleonFamily`.
+        temperature, top_k, top_p, guidance_scale: what a call takes where it is given None.
+    """
+
+    model_cpu_offload_seq = "vqgan->world_model->dynamics_model"
+    _optional_components: ClassVar[list[str]] = ["dynamics_model"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["codes"]
+
+    def __init__(
+        self,
+        world_model: ChameleonForConditionalGeneration,
+        processor: ChameleonProcessor,
+        vqgan: VQModel,
+        dynamics_model: ChameleonForConditionalGeneration | None = None,
+        forward_prompt: str = FORWARD_PROMPT,
+        inverse_prompt: str = INVERSE_PROMPT,
+        image_size: int = IMAGE_SIZE,
+        mask_image_logits: bool = True,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.register_modules(world_model=world_model, processor=processor, vqgan=vqgan, dynamics_model=dynamics_model)
+        layout = {
+            "forward_prompt": forward_prompt,
+            "inverse_prompt": inverse_prompt,
+            "image_size": image_size,
+            "mask_image_logits": mask_image_logits,
+        }
+        self.register_to_config(
+            **layout, temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale
+        )
+        self.family = family_class(world_model)(processor, vqgan, **layout)
+        self.image_processor = VaeImageProcessor()
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the current call: tokens times batches of candidates times inputs."""
+        return self._num_timesteps
+
+    def check_inputs(
+        self,
+        actions: list[str],
+        num_candidates: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        guidance_scale: float,
+        candidate_batch_size: int | None,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
+        if not actions:
+            raise ValueError("`action` is an empty list; give at least one action.")
+        for action in actions:
+            self._check_action(action)
+            self._check_length(action, self.family.forward_length(action), self.world_model)
+            if self.dynamics_model is not None:
+                self._check_length(action, self.family.inverse_length(action), self.dynamics_model)
+        check_count("num_candidates", num_candidates)
+        check_count("top_k", top_k, optional=True)
+        check_count("candidate_batch_size", candidate_batch_size, optional=True)
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"`temperature` must be at least 0 (0 takes the likeliest token), got {temperature!r}.")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"`top_p` must be above 0 and at most 1, got {top_p!r}.")
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number (1 is no guidance), got {guidance_scale!r}.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` has to be in {self._callback_tensor_inputs}, got {unknown}."
+            )
+
+    def prepare_inputs(self, before_codes: Tensor, actions: list[str]) -> tuple[Tensor, list[str]]:
+        """Pair images with actions: codes [B, N] and B actions, where one of either serves for all of the other."""
+        batch_size = max(len(before_codes), len(actions))
+        if {len(before_codes), len(actions)} - {1, batch_size}:
+            raise ValueError(
+                f"`image` and `action` must be equally many, or one of them single, got {len(before_codes)} and "
+                f"{len(actions)}."
+            )
+        before_codes = before_codes.expand(batch_size, -1)
+        return before_codes, actions * batch_size if len(actions) == 1 else actions
+
+    def prepare_uniforms(
+        self,
+        generator: torch.Generator | list[torch.Generator] | None,
+        batch_size: int,
+        num_candidates: int,
+    ) -> Tensor:
+        """Uniform numbers of every candidate's tokens, float64 [B, K, N]."""
+        if isinstance(generator, list):
+            if len(generator) != batch_size * num_candidates:
+                raise ValueError(
+                    f"`generator` as a list must have one entry an output image, {batch_size * num_candidates}, "
+                    f"got {len(generator)}."
+                )
+            generators = generator
+        else:
+            generators = [g for _ in range(batch_size) for g in candidate_generators(generator, num_candidates)]
+        uniforms = candidate_uniforms(generators, self.family.num_image_tokens)
+        return uniforms.reshape(batch_size, num_candidates, -1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: ImageInput | Tensor,
+        action: str | list[str],
+        *,
+        num_candidates: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        candidate_batch_size: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["codes"],  # noqa: B006
+    ) -> WorldModelOutput | tuple:
+        """Imagine images after an action, best first.
+
+        Args:
+            image: one image or a batch, of any size, see `bwm_pipelines.images.as_pil_images`; the largest centred
+                square is used. Or VQ codes, int64 [N] or [B, N], as `output_type="latent"` returns them.
+            action: what happens, in words; one for all images, or one each.
+            num_candidates: K, how many images to imagine for each input.
+            generator: one generator, from which every candidate gets its own, so that candidate i does not depend on
+                K (in float32 on one device); or a list with one generator an output image; or None.
+            temperature: divides the logits; 0 takes the likeliest token. Low ones tend to copy the image before.
+            top_k: sample from that many likeliest tokens; the codebook's size is no limit.
+            top_p: sample from the likeliest tokens that reach that probability; 1 is no limit.
+            guidance_scale: how far to go from "any action" towards `action`; 1 is no guidance, other values cost a
+                second forward pass a token.
+            candidate_batch_size: candidates that run at once; None for all. Smaller needs less memory.
+            output_type: "pil", "np", "pt", or "latent" for VQ codes.
+            return_dict: whether to return a `WorldModelOutput` or a tuple of its fields.
+            callback_on_step_end: called as `callback(pipe, step, step, callback_kwargs)` after each token of each
+                batch of candidates; what it returns is ignored. Setting `pipe._interrupt = True` in it ends the call.
+            callback_on_step_end_tensor_inputs: what `callback_kwargs` holds: "codes", the tokens so far of the batch
+                of candidates being sampled, int64 [k, t].
+
+        For `temperature`, `top_k`, `top_p` and `guidance_scale`, None takes the checkpoint's default.
+
+        Raises:
+            ValueError: an argument cannot work, or a model's logits are not finite.
+            Interrupted: `_interrupt` was set; nothing is returned.
+        """
+        # 1. Check inputs
+        config = self.config
+        temperature = config.temperature if temperature is None else temperature
+        top_k = config.top_k if top_k is None else top_k
+        top_p = config.top_p if top_p is None else top_p
+        guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+        actions = list(action) if isinstance(action, list | tuple) else [action]
+        self.check_inputs(
+            actions,
+            num_candidates,
+            temperature,
+            top_k,
+            top_p,
+            guidance_scale,
+            candidate_batch_size,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        self._interrupt = False
+
+        # 2. Encode images and pair them with the actions
+        before_codes, actions = self.prepare_inputs(self.encode_images(image), actions)
+        uniforms = self.prepare_uniforms(generator, len(actions), num_candidates)
+
+        # 3. Sample candidates
+        chunks = math.ceil(num_candidates / (candidate_batch_size or num_candidates))
+        self._num_timesteps = len(actions) * chunks * self.family.num_image_tokens
+        with self.progress_bar(total=self._num_timesteps) as bar:
+            report = self._step_reporter(callback_on_step_end, callback_on_step_end_tensor_inputs, bar)
+            sampled = [
+                sample_codes(
+                    lambda ids, cache: self.family.decode_step(self.world_model, ids, cache),
+                    self.family.forward_prompt_ids(before, action),
+                    code_token_ids=self.family.image_token_ids,
+                    num_tokens=self.family.num_image_tokens,
+                    uniforms=one_uniforms,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    guidance_scale=guidance_scale,
+                    unconditional_ids=self.family.forward_prompt_ids(before, ""),
+                    candidate_batch_size=candidate_batch_size,
+                    on_token=lambda codes: report(codes=codes),
+                )
+                for before, action, one_uniforms in zip(before_codes, actions, uniforms, strict=True)
+            ]
+
+        # 4. Verify
+        rankings = None
+        if self.dynamics_model is not None:
+            report = self._step_reporter(None)
+            rankings = [
+                score_candidates(
+                    self.family,
+                    self.dynamics_model,
+                    before,
+                    codes,
+                    action,
+                    candidate_batch_size=candidate_batch_size,
+                    on_chunk=report,
+                )
+                for before, codes, action in zip(before_codes, sampled, actions, strict=True)
+            ]
+
+        # 5. Order and decode
+        orders = [ranking.order for ranking in rankings] if rankings else [list(range(num_candidates))] * len(actions)
+        codes = torch.cat([codes[order] for codes, order in zip(sampled, orders, strict=True)])
+        images = codes if output_type == "latent" else self._decode(codes, candidate_batch_size, output_type)
+
+        self.maybe_free_model_hooks()
+        output = WorldModelOutput(
+            images=images,
+            scores=rankings and [r.scores[i] for r in rankings for i in r.order],
+            margins=rankings and [r.margins[i] for r in rankings for i in r.order],
+            order=[i for order in orders for i in order],
+            codes=codes,
+            changed=rankings and [r.changed for r in rankings],
+            excluded=rankings and [r.excluded for r in rankings],
+        )
+        return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
+
+    def _decode(
+        self, codes: Tensor, batch_size: int | None, output_type: str
+    ) -> list[PIL.Image.Image] | np.ndarray | Tensor:
+        pixels = torch.cat([self.family.decode_image(chunk) for chunk in codes.split(batch_size or len(codes))])
+        return self.image_processor.postprocess(pixels, output_type=output_type)

@@ -6,7 +6,6 @@ caption), a row of blocks, a stack of blocks. Scores and margins are in nats, as
 
 from collections.abc import Sequence
 from functools import cache
-from math import isfinite
 from os import PathLike
 from typing import NamedTuple
 
@@ -23,15 +22,15 @@ WIDTH = COLUMNS * (TILE + 2 * FRAME) + (COLUMNS - 1) * GAP
 class Frame(NamedTuple):
     """One picture of a rollout: the scene after `action`, or the scene at the start if `action` is None.
 
-    `score` and `margin` are the chosen candidate's, in nats, or None where nothing was verified; `changed` is False
-    where no candidate beat "nothing changed".
+    `score` and `margin` are the chosen candidate's, in nats, and `changed` says whether any candidate beat "nothing
+    changed"; all three are None where nothing was verified.
     """
 
     image: Image.Image
     action: str | None = None
     score: float | None = None
     margin: float | None = None
-    changed: bool = True
+    changed: bool | None = None
 
 
 def overview(
@@ -40,7 +39,7 @@ def overview(
     action: str,
     scores: Sequence[float] | None = None,
     margins: Sequence[float] | None = None,
-    changed: bool = True,
+    changed: bool | None = None,
 ) -> Image.Image:
     """Draw an edit: the image before, the chosen candidate, and every candidate with its score and margin.
 
@@ -50,7 +49,7 @@ def overview(
         action: the action in words.
         scores: mean log p(action | before, candidate) per candidate, in nats; None if nothing was verified.
         margins: each score minus that of the unchanged scene, in nats; None if nothing was verified.
-        changed: whether any candidate beats the unchanged scene.
+        changed: whether any candidate beats the unchanged scene; None if nothing was verified.
     """
     count = f"{len(candidates)} candidate{'s' * (len(candidates) > 1)}"
     if scores is None or margins is None:
@@ -63,7 +62,7 @@ def overview(
         legend = (
             f"{count}, best first. Score: mean log p(action | before, after) in nats. Margin: over “nothing changed”."
         )
-    if not changed:
+    if changed is False:
         chosen, colour = "Best, but no better than “nothing changed”", WARNING
         verdict = "No candidate beats “nothing changed”: the action probably happened in none of them."
 
@@ -97,8 +96,6 @@ def save_gif(frames: Sequence[Frame], file: str | PathLike[str], milliseconds: i
 
 
 def _score_lines(score: float, margin: float) -> list[tuple[str, str]]:
-    if not isfinite(score):
-        return [("no score", WARNING)]
     return [(f"score {score:.3f}", MUTED), (f"margin {margin:+.3f}", GOOD if margin > 0 else WARNING)]
 
 
@@ -106,12 +103,12 @@ def _frame_lines(number: int, frame: Frame) -> list[tuple[str, str]]:
     if frame.action is None:
         return [("Start", INK)]
     scores = _score_lines(frame.score, frame.margin) if frame.score is not None and frame.margin is not None else []
-    warning = [] if frame.changed else [("no candidate beats “nothing changed”", WARNING)]
+    warning = [("no candidate beats “nothing changed”", WARNING)] if frame.changed is False else []
     return [(f"{number}. {frame.action}", INK), *scores, *warning]
 
 
 def _frame_colour(frame: Frame) -> str | None:
-    if frame.score is None:
+    if frame.changed is None:
         return None
     return GOOD if frame.changed else WARNING
 

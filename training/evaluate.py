@@ -1,0 +1,199 @@
+"""Outcome accuracy and naming accuracy of a checkpoint on held-out playroom episodes.
+
+    python -m training.evaluate --episodes 400 --out runs/playroom/evaluation
+
+In each test scene one action is commanded. Every possible action is played from that state by the simulator, so success
+needs no judge: a generated picture counts as a success if, among the true outcomes of all actions and "nothing changed",
+it is nearest (mean squared error over pixels) to the outcome of the commanded one. Chance is 1 / number of outcomes.
+
+`rows.jsonl` takes one line an episode and an interrupted run goes on after the last; `summary.json` holds the figures with
+95 % Wilson intervals; `per_verb.png` plots them.
+"""
+
+import argparse
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline, default_checkpoint
+from training.playroom.actions import fold
+from training.playroom.episodes import Episode, choose_balanced, commands_held_out, play_episode
+from training.playroom.room import Room
+
+CANDIDATE_COUNTS = (1, 2, 4, 8)
+
+
+def evaluate_episode(
+    world: ChameleonWorldModelPipeline, verifier: DynamicsVerifierPipeline, episode: Episode, seed: int
+) -> dict:
+    """One row: what was commanded, which candidates succeeded, how the verifier ranked them, what it calls the truth."""
+    rng = np.random.default_rng([episode.seed, seed])
+    (command,) = choose_balanced(rng, [outcome.action for outcome in episode.outcomes], 1)
+    commanded = next(i for i, outcome in enumerate(episode.outcomes) if outcome.action == command)
+    action, truth = command.say(rng), episode.outcomes[commanded].after
+    output = world(
+        Image.fromarray(episode.before),
+        action,
+        num_candidates=max(CANDIDATE_COUNTS),
+        generator=torch.Generator().manual_seed(episode.seed + seed),
+        output_type="np",
+    )
+    rivals = np.stack([outcome.after for outcome in episode.outcomes] + [episode.before]).astype(np.float32) / 255
+    nearest = [int(np.square(rivals - image).mean((1, 2, 3)).argmin()) for image in output.images]
+    by_sampling_order = sorted(range(len(nearest)), key=lambda rank: output.order[rank])
+    reconstruction = _round_trip(world, np.stack([episode.before, truth]))
+    return {
+        "scene": episode.seed,
+        "verb": command.verb,
+        "action": action,
+        "held_out": commands_held_out(command),
+        "outcomes": len(rivals),
+        "success": [nearest[i] == commanded for i in by_sampling_order],
+        "copy": [nearest[i] == len(rivals) - 1 for i in by_sampling_order],
+        "scores": [output.scores[i] for i in by_sampling_order],
+        "margins": [output.margins[i] for i in by_sampling_order],
+        "named": verifier.name_action(Image.fromarray(episode.before), Image.fromarray(truth)).action,
+        "truth": command.phrase(),
+        "psnr": reconstruction["psnr"],
+        "tokenizer_nearest": reconstruction["after"] is not None
+        and int(np.square(rivals - reconstruction["after"]).mean((1, 2, 3)).argmin()) == commanded,
+    }
+
+
+def _round_trip(world: ChameleonWorldModelPipeline, images: np.ndarray) -> dict:
+    """Encodes and decodes uint8 pictures [B, H, W, 3]: mean PSNR in dB, and the second one again as float [H, W, 3]."""
+    codes = world.encode_images([Image.fromarray(image) for image in images])
+    again = (world.family.decode_image(codes) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+    error = np.square(again - images / 255.0).mean((1, 2, 3))
+    return {"psnr": float((-10 * np.log10(error)).mean()), "after": again[1]}
+
+
+def proportion(successes: Iterable[bool]) -> dict:
+    """Share of successes with its 95 % Wilson interval, in percent."""
+    values = list(successes)
+    if not values:
+        return {"n": 0}
+    interval = binomtest(sum(values), len(values)).proportion_ci(method="wilson")
+    percent = [round(100 * x, 1) for x in (sum(values) / len(values), interval.low, interval.high)]
+    return {"percent": percent[0], "low": percent[1], "high": percent[2], "n": len(values)}
+
+
+def picked(row: dict, count: int) -> int:
+    """Which of the first `count` candidates the verifier prefers."""
+    return max(range(count), key=lambda i: row["scores"][i])
+
+
+def figures(rows: list[dict]) -> dict:
+    """Outcome accuracy at each K, verified and by an oracle; naming accuracy; copies."""
+    return {
+        **{f"verified_k{k}": proportion(row["success"][picked(row, k)] for row in rows) for k in CANDIDATE_COUNTS},
+        "oracle_k8": proportion(any(row["success"]) for row in rows),
+        "copies_k1": proportion(row["copy"][0] for row in rows),
+        "copies_k8_verified": proportion(row["copy"][picked(row, 8)] for row in rows),
+        "named_exactly": proportion(fold(row["named"]) == row["truth"] for row in rows),
+        "tokenizer_nearest": proportion(row["tokenizer_nearest"] for row in rows),
+    }
+
+
+def summarise(rows: list[dict], about: dict) -> dict:
+    by_verb = defaultdict(list)
+    for row in rows:
+        by_verb[row["verb"]].append(row)
+    return {
+        **about,
+        "episodes": len(rows),
+        "chance_percent": round(100 * float(np.mean([1 / row["outcomes"] for row in rows])), 1),
+        "psnr_db": round(float(np.mean([row["psnr"] for row in rows])), 2),
+        "all": figures(rows),
+        "held_out_combinations": figures([row for row in rows if row["held_out"]]),
+        "seen_combinations": figures([row for row in rows if not row["held_out"]]),
+        "per_verb": {verb: figures(by_verb[verb]) for verb in sorted(by_verb)},
+    }
+
+
+def plot_per_verb(summary: dict, path: Path) -> None:
+    """Bars of outcome accuracy per verb at K = 1 and K = 8, with intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    verbs = {"all verbs": summary["all"], **summary["per_verb"]}
+    figure, axes = plt.subplots(figsize=(10, 4.2))
+    for offset, key, label, colour in (
+        (-0.2, "verified_k1", "K = 1", "#b8c4d0"),
+        (0.2, "verified_k8", "K = 8, verified", "#2b6cb0"),
+    ):
+        cells = [verbs[verb][key] for verb in verbs]
+        values = [cell["percent"] for cell in cells]
+        errors = [[c["percent"] - c["low"] for c in cells], [c["high"] - c["percent"] for c in cells]]
+        axes.bar(
+            np.arange(len(verbs)) + offset, values, 0.38, yerr=errors, label=label, color=colour, error_kw={"lw": 0.8}
+        )
+    axes.axhline(summary["chance_percent"], color="#888", lw=0.8, ls="--", label="chance")
+    axes.set_xticks(
+        range(len(verbs)),
+        [f"{verb}\n(n={verbs[verb]['verified_k1']['n']})" for verb in verbs],
+        rotation=60,
+        ha="right",
+    )
+    axes.set_ylabel("outcome accuracy, %")
+    axes.set_ylim(0, 105)
+    axes.legend(frameon=False, ncols=3, loc="upper right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", default=str(default_checkpoint()), help="pipeline folder; default: the embedded one"
+    )
+    parser.add_argument("--episodes", type=int, default=400)
+    parser.add_argument("--first", type=int, default=0, help="index of the first scene of the split")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl, summary.json and per_verb.png")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = run(args, args.out / "rows.jsonl")
+    about = {
+        "command": f"python -m training.evaluate --split {args.split} --episodes {args.episodes} --seed {args.seed}",
+        "seed": args.seed,
+        "hardware": f"{platform.machine()} CPU, 1 thread, torch {torch.__version__}",
+    }
+    summary = summarise(rows, about)
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    plot_per_verb(summary, args.out / "per_verb.png")
+    print(json.dumps({"psnr_db": summary["psnr_db"], **summary["all"]}, indent=1))
+
+
+def run(args: argparse.Namespace, path: Path) -> list[dict]:
+    """Evaluates the episodes that `path` does not hold yet; returns all rows."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    world = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint)
+    verifier = DynamicsVerifierPipeline.from_pretrained(args.checkpoint)
+    for pipe in (world, verifier):
+        pipe.set_progress_bar_config(disable=True)
+    room, size = Room(), world.config.image_size
+    with path.open("a") as file:
+        for index in tqdm(range(args.first + len(rows), args.first + args.episodes), mininterval=10, unit="episode"):
+            episode = play_episode(room, args.split, index, size)
+            rows.append(evaluate_episode(world, verifier, episode, args.seed))
+            file.write(json.dumps(rows[-1]) + "\n")
+            file.flush()
+    return rows
+
+
+if __name__ == "__main__":
+    main()

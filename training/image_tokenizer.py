@@ -1,0 +1,275 @@
+"""Trains the image tokenizer, a `diffusers.VQModel`, on the pictures of triplets.
+
+    python -m training.image_tokenizer --triplets runs/playroom/triplets/train --out runs/playroom/vqgan
+
+Beside reconstruction it trains for consistency: a cell that did not change between before and after should keep its
+code, because every needless flip is noise that the world model would have to learn. Checkpoints hold the whole training
+state; a run that was killed goes on from the newest complete one. `log.jsonl` holds one line per --log-every steps.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import VQModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from training.triplets import load_triplets, to_pixels
+
+WARM_UP_STEPS = 200  # as a plain autoencoder, before the codebook is placed among its features
+REVIVE_EVERY = 50  # steps
+COMMITMENT, CONSISTENCY = 0.25, 1.0  # loss weights
+FOREGROUND_WEIGHT = 4.0  # of pixels whose colour is far from the mean colour: things, not walls
+CROP_SHARE = 0.6  # of the steps see four half-size crops of each picture instead of the whole: same cost, more things
+
+
+def build_vqgan(channels: tuple[int, ...] = (16, 24, 48, 96), codes: int = 512, size: int = 96) -> VQModel:
+    """A small VQModel: each channel entry after the first halves the resolution."""
+    return VQModel(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=1,
+        latent_channels=32,
+        vq_embed_dim=16,
+        num_vq_embeddings=codes,
+        norm_num_groups=8,
+        sample_size=size,
+        lookup_from_codebook=True,
+        mid_block_add_attention=False,
+    )
+
+
+@dataclass
+class Codebook:
+    """Moving-average update of a VQModel's codebook (van den Oord et al. 2017, appendix A.1), with revival of dead codes.
+
+    `counts` [codes] and `sums` [codes, dim] are the running statistics.
+    """
+
+    embedding: Tensor
+    decay: float = 0.98
+    counts: Tensor = field(init=False)
+    sums: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = torch.ones(len(self.embedding))
+        self.sums = self.embedding.clone()
+
+    @torch.no_grad()
+    def place_among(self, features: Tensor, rounds: int = 10) -> None:
+        """k-means from random features [N, dim]; the same on every rank."""
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+        self.embedding.copy_(features[order[: len(self.embedding)]])
+        for _ in range(rounds):
+            one_hot = F.one_hot(torch.cdist(features, self.embedding).argmin(1), len(self.embedding)).float()
+            used = one_hot.sum(0) > 0
+            self.embedding[used] = (one_hot.T @ features)[used] / one_hot.sum(0)[used, None]
+        self.counts, self.sums = torch.ones(len(self.embedding)), self.embedding.clone()
+
+    @torch.no_grad()
+    def update(self, features: Tensor, codes: Tensor) -> None:
+        one_hot = F.one_hot(codes, len(self.embedding)).float()
+        self.counts.lerp_(one_hot.sum(0), 1 - self.decay)
+        self.sums.lerp_(one_hot.T @ features, 1 - self.decay)
+        self.embedding.copy_(self.sums / self.counts.clamp_min(1e-3)[:, None])
+
+    @torch.no_grad()
+    def revive(self, features: Tensor, minimum: float = 0.02) -> int:
+        """Moves codes that are hardly used to the features that are described worst; returns how many."""
+        dead = (self.counts < minimum).nonzero().flatten()[: len(features) // 4]
+        distance = torch.cdist(features, self.embedding).amin(1)
+        worst = distance.topk(4 * len(dead)).indices[::4] if len(dead) else dead
+        self.embedding[dead] = features[worst]
+        self.counts[dead], self.sums[dead] = 1.0, features[worst]
+        return len(dead)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"counts": self.counts, "sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.counts, self.sums = state["counts"], state["sums"]
+
+
+def unchanged_cells(before: Tensor, after: Tensor, cells: int) -> Tensor:
+    """Cells whose pixels, and those of the cells around them, are the same in both pictures: bool [B, cells, cells]."""
+    difference = (before - after).abs().amax(1, keepdim=True)
+    changed = F.adaptive_max_pool2d(difference, cells)
+    return F.max_pool2d(changed, 3, stride=1, padding=1)[:, 0] < 0.04
+
+
+class TokenizerLoss(nn.Module):
+    """A VQModel with its training loss, as one module so that data-parallel wrappers see the forward pass."""
+
+    def __init__(self, vqgan: VQModel, mean: Tensor) -> None:
+        super().__init__()
+        self.vqgan = vqgan
+        self.register_buffer("mean_colour", mean, persistent=False)
+
+    def forward(self, before: Tensor, after: Tensor, embedding: Tensor, quantised: bool) -> dict[str, Tensor]:
+        """Loss terms for pixels [B, 3, H, W] in [-1, 1] and the codebook [codes, dim].
+
+        Also `features` [2B*cells, dim] and `codes` [2B*cells] for the codebook's update.
+        """
+        pixels = torch.cat([before, after])
+        latents = self.vqgan.encode(pixels).latents
+        features = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        codes = torch.cdist(features.detach(), embedding).argmin(1)
+        chosen = embedding[codes].view_as(latents.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        inputs = latents + (chosen - latents).detach() if quantised else latents
+        error = self.vqgan.decoder(self.vqgan.post_quant_conv(inputs)) - pixels
+        foreground = (pixels - self.mean_colour).abs().amax(1, keepdim=True) > 0.45
+        weight = 1 + (FOREGROUND_WEIGHT - 1) * foreground
+        still = unchanged_cells(before, after, latents.shape[-1])
+        drift = (latents[: len(before)] - latents[len(before) :]).square().mean(1)
+        return {
+            "reconstruction": (weight * (error.abs() + 2 * error.square())).mean(),
+            "commitment": (latents - chosen.detach()).square().mean() if quantised else latents.sum() * 0,
+            "consistency": (drift * still).sum() / still.sum().clamp_min(1),
+            "squared_error": error.detach().square().mean() / 4,
+            "flip_rate": _flip_rate(codes.view(2, -1), still.flatten()),
+            "features": features.detach(),
+            "codes": codes,
+        }
+
+
+def random_crop(before: Tensor, after: Tensor, size: int, copies: int) -> tuple[Tensor, Tensor]:
+    """`copies` random crops of each pair, on multiples of 8 pixels, the same place in both pictures."""
+    crops = []
+    for _ in range(copies):
+        y, x = (8 * int(torch.randint((before.shape[-1] - size) // 8 + 1, ())) for _ in range(2))
+        crops.append((before[..., y : y + size, x : x + size], after[..., y : y + size, x : x + size]))
+    return torch.cat([a for a, _ in crops]), torch.cat([b for _, b in crops])
+
+
+def _flip_rate(codes: Tensor, still: Tensor) -> Tensor:
+    return ((codes[0] != codes[1]) & still).sum() / still.sum().clamp_min(1)
+
+
+def train(args: argparse.Namespace) -> None:
+    accelerator = Accelerator(cpu=args.cpu)
+    set_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    dataset = load_triplets(args.triplets).select_columns(["before", "after"])
+    loader = DataLoader(
+        dataset,
+        batch_size=args.batch // 2,
+        shuffle=True,
+        drop_last=True,
+        collate_fn=lambda rows: tuple(to_pixels([row[name] for row in rows]) for name in ("before", "after")),
+    )
+    sample = dataset.select(range(0, len(dataset), max(1, len(dataset) // 200)))
+    mean = to_pixels(sample["before"]).mean((0, 2, 3)).view(1, 3, 1, 1)
+    vqgan = VQModel.from_pretrained(args.init) if args.init else build_vqgan(size=dataset[0]["before"].width)
+    codebook = Codebook(vqgan.quantize.embedding.weight.data)
+    vqgan.quantize.requires_grad_(False)
+    if args.decoder_only:
+        vqgan.encoder.requires_grad_(False)
+        vqgan.quant_conv.requires_grad_(False)
+    model = TokenizerLoss(vqgan, mean)
+    optimizer = torch.optim.AdamW(vqgan.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps + 1, pct_start=0.05)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    accelerator.register_for_checkpointing(codebook, schedule)
+    step = resume(accelerator, args.out)
+    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=10, disable=not accelerator.is_main_process)
+    while step < args.steps:
+        for before, after in loader:
+            if step < CROP_SHARE * args.steps and not args.decoder_only:
+                before, after = random_crop(before, after, before.shape[-1] // 2, copies=4)
+            terms = model(before, after, codebook.embedding, quantised=args.decoder_only or step >= WARM_UP_STEPS)
+            loss = terms["reconstruction"] + COMMITMENT * terms["commitment"] + CONSISTENCY * terms["consistency"]
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if not args.decoder_only:
+                update_codebook(
+                    codebook, accelerator.gather(terms["features"]), accelerator.gather(terms["codes"]), step
+                )
+            step += 1
+            bar.update()
+            if step % args.log_every == 0 and accelerator.is_main_process:
+                log(args.out, step, terms, bar)
+            if step % args.save_every == 0 or step == args.steps:
+                save(accelerator, args.out, step)
+            if step == args.steps:
+                break
+    if accelerator.is_main_process:
+        vqgan.save_pretrained(args.out / "vqgan")
+
+
+def update_codebook(codebook: Codebook, features: Tensor, codes: Tensor, step: int) -> None:
+    if step == WARM_UP_STEPS - 1:
+        codebook.place_among(features)
+    elif step >= WARM_UP_STEPS:
+        codebook.update(features, codes)
+        if step % REVIVE_EVERY == 0:
+            codebook.revive(features)
+
+
+def log(out: Path, step: int, terms: dict[str, Tensor], bar: tqdm) -> None:
+    row = {name: float(terms[name].detach()) for name in ("reconstruction", "commitment", "consistency", "flip_rate")}
+    row |= {
+        "step": step,
+        "psnr": float(-10 * torch.log10(terms["squared_error"])),
+        "codes_in_batch": len(terms["codes"].unique()),
+    }
+    with (out / "log.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    bar.set_postfix(psnr=f"{row['psnr']:.1f}", flips=f"{row['flip_rate']:.3f}", codes=row["codes_in_batch"])
+
+
+def save(accelerator: Accelerator, out: Path, step: int) -> None:
+    """Writes the whole training state under a temporary name, renames it, then drops older ones."""
+    temporary, final = out / "checkpoint.tmp", out / f"checkpoint-{step}"
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return
+    os.replace(temporary, final)
+    for old in out.glob("checkpoint-*"):
+        if old != final:
+            shutil.rmtree(old)
+
+
+def resume(accelerator: Accelerator, out: Path) -> int:
+    """Loads the newest complete training state; returns its step, 0 if there is none."""
+    steps = sorted(int(path.name.split("-")[1]) for path in out.glob("checkpoint-*"))
+    shutil.rmtree(out / "checkpoint.tmp", ignore_errors=True)
+    if not steps:
+        return 0
+    accelerator.load_state(str(out / f"checkpoint-{steps[-1]}"))
+    return steps[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--triplets", type=Path, required=True, help="folder of Parquet shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and the finished vqgan/")
+    parser.add_argument("--init", type=Path, help="VQModel to start from; default: random weights")
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="with --init: keep encoder and codes, sharpen pictures"
+    )
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=8, help="pictures a step and process, half before and half after")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU even if there is a GPU")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Episodes: every chosen action played from one state, with the pictures before and after."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.playroom.actions import Action
+from training.playroom.room import Room
+from training.playroom.scenes import is_held_out, sample_scene, scene_seed
+
+# An outcome counts as visible when this share of the picture differs by more than VISIBLE_STEP grey levels (of 255).
+VISIBLE_SHARE, VISIBLE_STEP = 0.004, 40
+OVERSAMPLED = {"knock over": 3.0, "stack": 2.0, "put in drawer": 2.0, "push": 4.0}  # weight of a verb family, else 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the room looks like after an action; `after` is uint8 [size, size, 3]."""
+
+    action: Action
+    after: np.ndarray
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One state and the outcomes of actions played from it; `before` is uint8 [size, size, 3]."""
+
+    seed: int
+    before: np.ndarray
+    outcomes: tuple[Outcome, ...]
+
+
+def visibly_different(a: np.ndarray, b: np.ndarray) -> bool:
+    """True if a person would see that two uint8 pictures [H, W, 3] differ."""
+    step = np.abs(a.astype(np.int16) - b).max(axis=-1)
+    return bool((step > VISIBLE_STEP).mean() > VISIBLE_SHARE)
+
+
+def play_episode(room: Room, split: str, index: int, size: int, max_actions: int | None = None) -> Episode:
+    """Plays actions of scene `index` of a split, each from the same state, and photographs the visible outcomes.
+
+    With `max_actions` a random choice is played, balanced over verbs; otherwise every possible action. Training episodes
+    leave out the held-out combinations.
+    """
+    seed = scene_seed(split, index)
+    room.load(sample_scene(seed))
+    state, before = room.save(), room.render(size)
+    actions = [a for a in room.possible_actions() if split != "train" or not commands_held_out(a)]
+    if max_actions is not None:
+        actions = choose_balanced(np.random.default_rng([seed, 1]), actions, max_actions)
+    outcomes = []
+    for action in actions:
+        room.restore(state)
+        room.play(action)
+        after = room.render(size)
+        if visibly_different(before, after):
+            outcomes.append(Outcome(action, after))
+    return Episode(seed, before, tuple(outcomes))
+
+
+def commands_held_out(action: Action) -> bool:
+    """True if the action is a held-out combination of verb, colour and shape."""
+    return action.x is not None and is_held_out(action.family, *action.x.split())
+
+
+def choose_balanced(rng: np.random.Generator, actions: list[Action], count: int) -> list[Action]:
+    """Up to `count` different actions, so that rare verbs are not drowned by the many pushes."""
+    by_family = defaultdict(list)
+    for action in actions:
+        by_family[action.family].append(action)
+    weights = np.array([OVERSAMPLED.get(a.family, 1.0) / len(by_family[a.family]) for a in actions])
+    picks = rng.choice(len(actions), size=min(count, len(actions)), replace=False, p=weights / weights.sum())
+    return [actions[i] for i in picks]

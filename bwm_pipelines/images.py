@@ -55,7 +55,10 @@ def to_rgb(image: Image.Image, argument: str = "image") -> Image.Image:
 
 def square(image: Image.Image, size: int) -> Image.Image:
     """The image as a model sees it: RGB, the largest centred square of it, `size` pixels a side."""
-    return ImageOps.fit(to_rgb(image), (size, size), Image.Resampling.LANCZOS)
+    image = to_rgb(image)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
 
 
 def as_pil_images(images: ImageInput, argument: str = "image") -> list[Image.Image]:

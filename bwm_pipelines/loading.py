@@ -13,8 +13,6 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-INDEX = "model_index.json"
-
 
 def check_folder(folder: Path, required: list[str], optional: list[str]) -> None:
     """Refuse a pipeline folder from which a component, or a tensor of one, is missing.
@@ -29,7 +27,7 @@ def check_folder(folder: Path, required: list[str], optional: list[str]) -> None
     Raises:
         ValueError: in one line, what is missing and where.
     """
-    index = _read_index(folder)
+    index = _read_json(folder / "model_index.json")
     for name in [*required, *optional]:
         library, class_name = index.get(name) or (None, None)
         if library is not None and (folder / name).is_dir():
@@ -53,26 +51,24 @@ def check_finite(models: dict[str, nn.Module]) -> None:
                 )
 
 
-def _read_index(folder: Path) -> dict:
+def _read_json(path: Path) -> dict:
     try:
-        return json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
         raise ValueError(
-            f"`pretrained_model_name_or_path`: {folder} has no {INDEX}; give the folder of a pipeline."
+            f"`pretrained_model_name_or_path`: {path.parent} has no {path.name}; give the folder of a whole checkpoint."
         ) from None
     except ValueError:
-        raise ValueError(
-            f"`pretrained_model_name_or_path`: {folder / INDEX} is damaged; get the checkpoint again."
-        ) from None
+        raise ValueError(f"`pretrained_model_name_or_path`: {path} is damaged; get the checkpoint again.") from None
 
 
 def _check_component(folder: Path, library: str, class_name: str) -> None:
     model_class = getattr(import_module(library), class_name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel | ModelMixin)):
         return
-    model = _without_weights(model_class, folder)
-    if getattr(model.config, "quantization_config", None) is not None:
+    if "quantization_config" in _read_json(folder / "config.json"):
         return  # the tensors of a quantized model are not those of the plain class
+    model = _without_weights(model_class, folder)
     found = _tensor_shapes(folder)
     tied = getattr(model, "all_tied_weights_keys", {})
     for name, tensor in model.state_dict().items():

@@ -103,14 +103,14 @@ class CheckpointPipeline(DiffusionPipeline):
         if not isinstance(action, str) or not action.strip():
             raise ValueError(f"`action` must say in words what happens, got {action!r}.")
 
-    def _check_length(self, action: str, length: int, model: PreTrainedModel) -> None:
-        """`length` is that of the whole sequence in tokens, from bos to the last token of the answer."""
-        context = model.config.max_position_embeddings
-        if length > context:
+    def _check_length(self, action: str, *sequences: tuple[int, PreTrainedModel]) -> None:
+        """Raise unless every sequence, given by its whole length in tokens, fits into its model's context."""
+        excess = max(length - model.config.max_position_embeddings for length, model in sequences)
+        if excess > 0:
             words = len(self.family.action_ids(action)) - 1
             raise ValueError(
-                f"`action` has {words} tokens but {max(0, words + context - length)} fit beside the images into the "
-                f"model's context of {context}; shorten it."
+                f"`action` has {words} tokens but {max(0, words - excess)} fit beside the images into the model's "
+                "context; shorten it."
             )
 
     # --- Between two steps ---

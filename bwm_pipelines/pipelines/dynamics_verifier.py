@@ -96,7 +96,7 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
 
     def check_inputs(self, action: str, candidate_batch_size: int | None) -> None:
         self._check_action(action)
-        self._check_length(action, self.family.inverse_length(action), self.dynamics_model)
+        self._check_length(action, (self.family.inverse_length(action), self.dynamics_model))
         check_count("candidate_batch_size", candidate_batch_size, optional=True)
 
     @torch.no_grad()

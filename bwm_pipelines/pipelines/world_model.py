@@ -118,9 +118,10 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
             raise ValueError("`action` is an empty list; give at least one action.")
         for action in actions:
             self._check_action(action)
-            self._check_length(action, self.family.forward_length(action), self.world_model)
+            sequences = [(self.family.forward_length(action), self.world_model)]
             if self.dynamics_model is not None:
-                self._check_length(action, self.family.inverse_length(action), self.dynamics_model)
+                sequences.append((self.family.inverse_length(action), self.dynamics_model))
+            self._check_length(action, *sequences)
         check_count("num_candidates", num_candidates)
         check_count("top_k", top_k, optional=True)
         check_count("candidate_batch_size", candidate_batch_size, optional=True)

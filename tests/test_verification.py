@@ -1,0 +1,150 @@
+"""The verifier's numbers against a naive forward for every token."""
+
+import math
+
+import pytest
+import torch
+
+from bwm_pipelines.verification import action_log_probs, greedy_action, rank, score_candidates
+from tests.tiny import build_pipeline, plain_logits, stock_prompt
+
+BEFORE = torch.arange(16)
+ACTION = "push the red cube to the left"
+
+
+@pytest.fixture(scope="module")
+def candidates() -> torch.Tensor:
+    return torch.randint(32, (5, 16), generator=torch.Generator().manual_seed(0))
+
+
+def naive_log_probs(pipe, after: torch.Tensor, masked: bool) -> torch.Tensor:
+    """Log-probability of each action token by a full forward pass for each, without any cache."""
+    ids = stock_prompt(pipe, "<image><image>What?", BEFORE, after)
+    log_probs = []
+    for token in pipe.processor.tokenizer(f"{ACTION}</s>", add_special_tokens=False).input_ids:
+        if masked:
+            with torch.no_grad():
+                logits = pipe.dynamics_model(input_ids=ids[None]).logits[0, -1]
+        else:
+            logits = plain_logits(pipe.dynamics_model, ids)[-1]
+        log_probs.append(logits.log_softmax(-1)[token])
+        ids = torch.cat([ids, torch.tensor([token])])
+    return torch.stack(log_probs)
+
+
+def log_probs(pipe, candidates: torch.Tensor, **options) -> torch.Tensor:
+    with torch.no_grad():
+        return action_log_probs(
+            lambda *arguments: pipe.family.text_step(pipe.dynamics_model, *arguments),
+            torch.stack([pipe.family.inverse_prompt_ids(BEFORE, after) for after in candidates]),
+            pipe.family.action_ids(ACTION),
+            **options,
+        )
+
+
+@pytest.fixture(scope="module")
+def unmasked_pipe():
+    return build_pipeline(mask_image_logits=False)
+
+
+def test_masked_convention_is_the_stock_forwards(pipe, candidates):
+    naive = torch.stack([naive_log_probs(pipe, after, masked=True) for after in candidates])
+    torch.testing.assert_close(log_probs(pipe, candidates), naive, atol=1e-4, rtol=0)
+
+
+def test_unmasked_convention_is_the_whole_vocabularys(unmasked_pipe, candidates):
+    naive = torch.stack([naive_log_probs(unmasked_pipe, after, masked=False) for after in candidates])
+    torch.testing.assert_close(log_probs(unmasked_pipe, candidates), naive, atol=1e-4, rtol=0)
+
+
+def test_conventions_differ(pipe, unmasked_pipe, candidates):
+    masked, unmasked = log_probs(pipe, candidates), log_probs(unmasked_pipe, candidates)
+    assert (masked - unmasked).min() > 0.01
+
+
+@pytest.mark.parametrize("candidate_batch_size", [1, 2, 5, 9])
+def test_batches_change_nothing(pipe, candidates, candidate_batch_size):
+    done = []
+    batched = log_probs(pipe, candidates, candidate_batch_size=candidate_batch_size, on_chunk=done.append)
+    torch.testing.assert_close(batched, log_probs(pipe, candidates), atol=1e-5, rtol=0)
+    assert sum(done) == 5
+
+
+def test_one_prompt_alone(pipe, candidates):
+    torch.testing.assert_close(log_probs(pipe, candidates[:1]), log_probs(pipe, candidates)[:1], atol=1e-5, rtol=0)
+
+
+def test_score_is_the_mean_over_the_action_and_the_margin_that_over_nothing_changed(pipe, candidates):
+    with torch.no_grad():
+        ranking = score_candidates(pipe.family, pipe.dynamics_model, BEFORE, candidates, ACTION)
+    expected = [naive_log_probs(pipe, after, masked=True).mean().item() for after in candidates]
+    unchanged = naive_log_probs(pipe, BEFORE, masked=True).mean().item()
+    assert ranking.scores == pytest.approx(expected, abs=1e-4)
+    assert ranking.unchanged_score == pytest.approx(unchanged, abs=1e-4)
+    assert ranking.margins == pytest.approx([score - unchanged for score in expected], abs=1e-4)
+    assert ranking.order == sorted(range(5), key=lambda i: -expected[i])
+
+
+@pytest.mark.parametrize("candidate_batch_size", [None, 1, 2])
+def test_copy_has_no_margin_at_all(pipe, candidate_batch_size):
+    with torch.no_grad():
+        ranking = score_candidates(
+            pipe.family,
+            pipe.dynamics_model,
+            BEFORE,
+            BEFORE.repeat(4, 1),
+            ACTION,
+            candidate_batch_size=candidate_batch_size,
+        )
+    assert (ranking.margins, ranking.changed) == ([0.0] * 4, False)
+
+
+def test_candidate_with_a_score_that_is_not_finite_is_excluded():
+    ranking = rank([-3.0, math.nan, -1.0, -math.inf], unchanged_score=-2.0)
+    assert (ranking.order, ranking.excluded, ranking.changed) == ([2, 0], [1, 3], True)
+
+
+def test_nothing_beats_unchanged():
+    assert not rank([-3.0, -2.0], unchanged_score=-2.0).changed
+
+
+@pytest.mark.parametrize(("scores", "unchanged"), [([math.nan, math.inf], -1.0), ([-1.0], math.nan)])
+def test_nothing_finite_to_rank(scores, unchanged):
+    with pytest.raises(ValueError, match="`dynamics_model` gave no finite score"):
+        rank(scores, unchanged)
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 6])
+def test_greedy_action_is_the_argmax_of_a_plain_forward(pipe, candidates, max_new_tokens):
+    prompt = pipe.family.inverse_prompt_ids(BEFORE, candidates[0])
+    with torch.no_grad():
+        ids, scores = greedy_action(
+            lambda *arguments: pipe.family.text_step(pipe.dynamics_model, *arguments),
+            prompt,
+            eos_token_id=2,
+            image_token_ids=pipe.family.image_token_ids,
+            max_new_tokens=max_new_tokens,
+        )
+        logits = pipe.dynamics_model(input_ids=torch.cat([prompt, ids[:-1]])[None]).logits[0, -len(ids) :]
+    expected = logits.log_softmax(-1).max(-1)
+    assert ids.equal(expected.indices)
+    torch.testing.assert_close(scores, expected.values, atol=1e-4, rtol=0)
+
+
+def test_greedy_action_ends_with_eos(pipe, candidates):
+    """Whatever token comes first, with that as eos the action is one token long."""
+    prompt = pipe.family.inverse_prompt_ids(BEFORE, candidates[0])
+
+    def greedy(eos_token_id: int) -> list[int]:
+        with torch.no_grad():
+            ids, _ = greedy_action(
+                lambda *arguments: pipe.family.text_step(pipe.dynamics_model, *arguments),
+                prompt,
+                eos_token_id=eos_token_id,
+                image_token_ids=pipe.family.image_token_ids,
+                max_new_tokens=4,
+            )
+        return ids.tolist()
+
+    (first, *_) = greedy(eos_token_id=-1)
+    assert greedy(eos_token_id=first) == [first]

@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         result, report = arguments.command(arguments)
+        print(json.dumps(result, allow_nan=False) if arguments.json else report, flush=True)
     except (ValueError, OSError) as error:
         print(f"bwm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bwm: interrupted", file=sys.stderr)
+        print("\nbwm: interrupted", file=sys.stderr)  # the terminal stands in the middle of a progress bar
         return 130
-    print(json.dumps(result, allow_nan=False) if arguments.json else report)
     return 0
 
 
@@ -176,7 +176,7 @@ def _roll_out(image: Image.Image, arguments: argparse.Namespace) -> list[Frame]:
     generator = torch.Generator().manual_seed(arguments.seed)
     frames, scene = [Frame(square(image, pipe.family.image_size))], image
     for step, action in enumerate(arguments.action, start=1):
-        print(f"step {step} of {len(arguments.action)}: {action}", file=sys.stderr)
+        pipe.set_progress_bar_config(disable=None, desc=f"step {step} of {len(arguments.action)}: {action}")
         output = pipe(scene, action, num_candidates=arguments.num_candidates, generator=generator)
         verified = (output.scores[0], output.margins[0], output.changed[0]) if output.scores else ()
         frames.append(Frame(output.images[0], action, *verified))

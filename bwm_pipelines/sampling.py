@@ -4,14 +4,15 @@ Every candidate has uniform numbers of its own, so that candidate i is the same 
 beside it (in fp32 on one device; in bf16 logits depend on the batch shape).
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 Step = Callable[[Tensor, Cache | None], tuple[Tensor, Cache]]
 """(ids int64 [B, S], cache of the tokens before or None) -> (logits over the codes [B, C], cache with these tokens)."""
@@ -65,11 +66,40 @@ def pick_codes(logits: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cdf, target, right=True).squeeze(-1)
 
 
-def repeat_cache(cache: Cache, times: int) -> Cache:
-    """A copy of a cache of batch 1 with batch `times`; the original is left as it is."""
-    repeated = copy.deepcopy(cache)
-    repeated.batch_repeat_interleave(times)
-    return repeated
+class _RoomyLayer(DynamicLayer):
+    """Keys and values [B, heads, length, dim] that grow within buffers made once.
+
+    The stock layer copies everything for every token, which took most of the time of a small model on a CPU.
+    """
+
+    def __init__(self, prefix: DynamicLayer, times: int, room: int):
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
+        self._buffers = [self._with_room(states, times, room) for states in (prefix.keys, prefix.values)]
+        self._show(prefix.keys.shape[-2])
+
+    @staticmethod
+    def _with_room(states: Tensor, times: int, room: int) -> Tensor:
+        _, heads, length, dim = states.shape
+        buffer = states.new_empty(times, heads, length + room, dim)
+        buffer[:, :, :length] = states
+        return buffer
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start = self.keys.shape[-2]
+        end = start + key_states.shape[-2]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self._show(end)
+        return self.keys, self.values
+
+
+def repeat_cache(cache: Cache, times: int, room: int) -> Cache:
+    """A copy of a cache of batch 1 with batch `times` and room for so many more tokens; the original stays."""
+    return Cache(layers=[_RoomyLayer(layer, times, room) for layer in cache.layers])
 
 
 @dataclass
@@ -79,8 +109,8 @@ class _Branch:
     logits: Tensor
     cache: Cache
 
-    def repeat(self, times: int) -> "_Branch":
-        return _Branch(self.logits.expand(times, -1), repeat_cache(self.cache, times))
+    def repeat(self, times: int, room: int) -> "_Branch":
+        return _Branch(self.logits.expand(times, -1), repeat_cache(self.cache, times, room))
 
 
 def sample_codes(
@@ -128,7 +158,7 @@ def sample_codes(
     prefilled = [_Branch(*step(ids[None], None)) for ids in prompts]
 
     def sample_chunk(uniforms: Tensor) -> Tensor:
-        branches = [branch.repeat(len(uniforms)) for branch in prefilled]
+        branches = [branch.repeat(len(uniforms), num_tokens) for branch in prefilled]
         codes = torch.empty(len(uniforms), 0, dtype=torch.int64, device=prefix_ids.device)
         for position in range(num_tokens):
             if position > 0:

@@ -65,7 +65,8 @@ def action_log_probs(
     chunks = []
     for chunk in prompts[:, shared:].split(candidate_batch_size or len(prompts)):
         actions = action_ids.expand(len(chunk), -1)
-        logits, _ = step(torch.cat([chunk, actions[:, :-1]], dim=1), repeat_cache(cache, len(chunk)), len(action_ids))
+        ids = torch.cat([chunk, actions[:, :-1]], dim=1)
+        logits, _ = step(ids, repeat_cache(cache, len(chunk), room=ids.shape[1]), len(action_ids))
         chunks.append(logits.float().log_softmax(-1).gather(-1, actions[..., None]).squeeze(-1))
         if on_chunk is not None:
             on_chunk(len(chunk))

@@ -24,16 +24,18 @@ def open_image(path: str | PathLike[str]) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path) as image:
-                return to_rgb(image)
+                image.load()
+                image.getexif()  # some formats read it from the file
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise ValueError(
                 f"`image` {str(path)!r} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first."
             ) from None
         except FileNotFoundError:
             raise ValueError(f"`image` {str(path)!r} does not exist; check the path.") from None
-        except (OSError, SyntaxError) as error:
+        except Exception as error:  # noqa: BLE001 (Pillow's decoders raise errors of every kind)
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "damaged or no image"
             raise ValueError(f"`image` {str(path)!r} cannot be read ({reason}); give a PNG or JPEG file.") from None
+    return to_rgb(image)
 
 
 def to_rgb(image: Image.Image, argument: str = "image") -> Image.Image:

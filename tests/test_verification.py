@@ -85,17 +85,15 @@ def test_score_is_the_mean_over_the_action_and_the_margin_that_over_nothing_chan
     assert ranking.order == sorted(range(5), key=lambda i: -expected[i])
 
 
-@pytest.mark.parametrize("candidate_batch_size", [None, 1, 2])
-def test_copy_has_no_margin_at_all(pipe, candidate_batch_size):
+def test_copy_has_no_margin_at_all_whatever_the_rounding(pipe):
+    def round_by_row(_module, _arguments, output):
+        """Rounding that depends on the place in the batch, as that of large matrix products does."""
+        output.logits *= 1 + 1e-6 * torch.arange(len(output.logits))[:, None, None]
+
+    hook = pipe.dynamics_model.register_forward_hook(round_by_row)
     with torch.no_grad():
-        ranking = score_candidates(
-            pipe.family,
-            pipe.dynamics_model,
-            BEFORE,
-            BEFORE.repeat(4, 1),
-            ACTION,
-            candidate_batch_size=candidate_batch_size,
-        )
+        ranking = score_candidates(pipe.family, pipe.dynamics_model, BEFORE, BEFORE.repeat(4, 1), ACTION)
+    hook.remove()
     assert (ranking.margins, ranking.changed) == ([0.0] * 4, False)
 
 

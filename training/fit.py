@@ -83,15 +83,19 @@ def shared_prefix_length(ids: Tensor) -> int:
     return int(differs.int().argmax()) if differs.any() else ids.shape[-1] - 1
 
 
-def forward_logits(model: ChameleonForConditionalGeneration, ids: Tensor) -> tuple[Tensor, int]:
-    """Logits [scenes * actions, length - start, vocabulary] and `start`; a long common prefix is read once a scene."""
-    start = shared_prefix_length(ids) - 1
+def forward_logits(model: ChameleonForConditionalGeneration, ids: Tensor, first: int) -> Tensor:
+    """Logits [scenes * actions, length - first, vocabulary] from position `first` on; the head is not computed before it.
+
+    A long prefix that the sequences of each scene have in common is read once a scene.
+    """
+    prefix, keep = min(shared_prefix_length(ids), first), ids.shape[-1] - first
     with ChameleonFamily.image_logits(unwrap(model)):
-        if start < SHARED_PREFIX_MINIMUM:
-            return model(input_ids=ids.flatten(0, 1), use_cache=False).logits, 0
-        cache = model(input_ids=ids[:, 0, :start], use_cache=True, logits_to_keep=1).past_key_values
+        if prefix < SHARED_PREFIX_MINIMUM:
+            return model(input_ids=ids.flatten(0, 1), use_cache=False, logits_to_keep=keep).logits
+        cache = model(input_ids=ids[:, 0, :prefix], use_cache=True, logits_to_keep=1).past_key_values
         cache.batch_repeat_interleave(ids.shape[1])
-        return model(input_ids=ids[..., start:].flatten(0, 1), past_key_values=cache).logits, start
+        branches = ids[..., prefix:].flatten(0, 1)
+        return model(input_ids=branches, past_key_values=cache, logits_to_keep=keep).logits
 
 
 def unwrap(model: torch.nn.Module) -> ChameleonForConditionalGeneration:
@@ -107,8 +111,9 @@ class SceneTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logits, start = forward_logits(model, inputs["input_ids"])
-        labels = inputs["labels"].flatten(0, 1)[:, start + 1 :]
+        labels = inputs["labels"].flatten(0, 1)
+        first = int((labels != IGNORED).any(0).int().argmax()) - 1  # the position that predicts the first label
+        logits, labels = forward_logits(model, inputs["input_ids"], first), labels[:, first + 1 :]
         predicted = labels != IGNORED
         chosen, targets = logits[:, :-1][predicted].float(), labels[predicted]
         is_image = self.is_image_token.to(targets.device)
@@ -165,8 +170,8 @@ def train(args: argparse.Namespace) -> None:
             max_steps=args.steps,
             per_device_train_batch_size=args.scenes,
             learning_rate=args.lr,
-            lr_scheduler_type="cosine_with_min_lr",
-            lr_scheduler_kwargs={"min_lr_rate": 0.05},
+            # The base goes on being trained, as dynamics and world model, so its rate is not brought down.
+            lr_scheduler_type="constant_with_warmup" if args.objective == "base" else "cosine",
             warmup_steps=min(100, args.steps // 10),
             weight_decay=0.02,
             adam_beta2=0.98,

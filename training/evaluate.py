@@ -35,10 +35,8 @@ def evaluate_episode(
     world: ChameleonWorldModelPipeline, verifier: DynamicsVerifierPipeline, episode: Episode, seed: int
 ) -> dict:
     """One row: what was commanded, which candidates succeeded, how the verifier ranked them, what it calls the truth."""
-    rng = np.random.default_rng([episode.seed, seed])
-    (command,) = choose_balanced(rng, [outcome.action for outcome in episode.outcomes], 1)
-    commanded = next(i for i, outcome in enumerate(episode.outcomes) if outcome.action == command)
-    action, truth = command.say(rng), episode.outcomes[commanded].after
+    commanded, action = draw_command(np.random.default_rng([episode.seed, seed]), episode)
+    command, truth = episode.outcomes[commanded].action, episode.outcomes[commanded].after
     output = world(
         Image.fromarray(episode.before),
         action,
@@ -47,7 +45,7 @@ def evaluate_episode(
         output_type="np",
     )
     rivals = np.stack([outcome.after for outcome in episode.outcomes] + [episode.before]).astype(np.float32) / 255
-    nearest = [int(np.square(rivals - image).mean((1, 2, 3)).argmin()) for image in output.images]
+    nearest = [_nearest(rivals, image) for image in output.images]
     by_sampling_order = sorted(range(len(nearest)), key=lambda rank: output.order[rank])
     reconstruction = _round_trip(world, np.stack([episode.before, truth]))
     return {
@@ -63,9 +61,19 @@ def evaluate_episode(
         "named": verifier.name_action(Image.fromarray(episode.before), Image.fromarray(truth)).action,
         "truth": command.phrase(),
         "psnr": reconstruction["psnr"],
-        "tokenizer_nearest": reconstruction["after"] is not None
-        and int(np.square(rivals - reconstruction["after"]).mean((1, 2, 3)).argmin()) == commanded,
+        "tokenizer_nearest": _nearest(rivals, reconstruction["after"]) == commanded,
     }
+
+
+def draw_command(rng: np.random.Generator, episode: Episode) -> tuple[int, str]:
+    """Which outcome is commanded, balanced over verbs, and in which words."""
+    actions = [outcome.action for outcome in episode.outcomes]
+    (command,) = choose_balanced(rng, actions, 1)
+    return actions.index(command), command.say(rng)
+
+
+def _nearest(rivals: np.ndarray, image: np.ndarray) -> int:
+    return int(np.square(rivals - image).mean((1, 2, 3)).argmin())
 
 
 def _round_trip(world: ChameleonWorldModelPipeline, images: np.ndarray) -> dict:

@@ -22,6 +22,7 @@ from diffusers import VQModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
 
 from training.triplets import load_triplets, to_pixels
 
@@ -177,7 +178,7 @@ def train(args: argparse.Namespace) -> None:
         vqgan.quant_conv.requires_grad_(False)
     model = TokenizerLoss(vqgan, mean)
     optimizer = torch.optim.AdamW(vqgan.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps + 1, pct_start=0.05)
+    schedule = get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     accelerator.register_for_checkpointing(codebook, schedule)
     step = resume(accelerator, args.out)

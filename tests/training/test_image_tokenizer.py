@@ -1,0 +1,96 @@
+import json
+
+import pytest
+import torch
+from diffusers import VQModel
+
+from training import image_tokenizer
+from training.image_tokenizer import Codebook, TokenizerLoss, build_vqgan, random_crop, unchanged_cells
+
+
+def test_cells_near_a_change_do_not_count_as_unchanged():
+    before = torch.zeros(1, 3, 64, 64)
+    after = before.clone()
+    after[..., 20:24, 20:24] = 1  # in cell (2, 2) of 8 x 8
+    still = unchanged_cells(before, after, 8)[0]
+    changed = {(i, j) for i in range(8) for j in range(8) if not still[i, j]}
+    assert changed == {(i, j) for i in (1, 2, 3) for j in (1, 2, 3)}
+
+
+def test_crops_show_the_same_place_of_both_pictures():
+    before = torch.rand(2, 3, 64, 64)
+    a, b = random_crop(before, before + 1, 32, copies=3)
+    assert a.shape == (6, 3, 32, 32)
+    assert torch.equal(b - 1, b - 1) and torch.allclose(a + 1, b)
+
+
+def test_the_codebook_moves_to_the_features_and_revives_dead_codes():
+    torch.manual_seed(0)
+    features = torch.cat([torch.randn(200, 2) * 0.05 + centre for centre in torch.tensor([[3.0, 0], [-3, 0], [0, 3]])])
+    codebook = Codebook(torch.randn(6, 2) * 0.01)
+    codebook.place_among(features)
+    assert torch.cdist(features, codebook.embedding).amin(1).mean() < 0.2
+    codebook.embedding[0] = codebook.sums[0] = torch.tensor([90.0, 90.0])
+    codebook.counts[0] = 0
+    assert codebook.revive(features) == 1
+    assert torch.cdist(codebook.embedding[:1], features).min() < 1e-6
+
+
+def test_the_loss_compares_the_quantised_picture(monkeypatch):
+    torch.manual_seed(0)
+    vqgan = build_vqgan(channels=(8, 8, 8, 16), codes=32, size=32).eval()
+    loss = TokenizerLoss(vqgan, torch.zeros(1, 3, 1, 1))
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    terms = loss(pixels[:1], pixels[1:], vqgan.quantize.embedding.weight, quantised=True)
+    codes = terms["codes"].view(2, -1)
+    again = vqgan.decode(codes, force_not_quantize=True, shape=(2, 4, 4, 16)).sample
+    assert torch.allclose(terms["squared_error"] * 4, (again - pixels).square().mean(), atol=1e-5)
+
+
+def run(triplet_folder, out, monkeypatch, steps, *more):
+    small = lambda size: build_vqgan(channels=(8, 8, 8, 16), codes=32, size=size)
+    monkeypatch.setattr(image_tokenizer, "build_vqgan", small)
+    monkeypatch.setattr(image_tokenizer, "WARM_UP_STEPS", 4)
+    arguments = [
+        "x",
+        "--triplets",
+        triplet_folder,
+        "--out",
+        out,
+        "--steps",
+        steps,
+        "--batch",
+        4,
+        "--log-every",
+        1,
+        *more,
+    ]
+    monkeypatch.setattr("sys.argv", [str(argument) for argument in [*arguments, "--save-every", 4, "--cpu"]])
+    image_tokenizer.main()
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_resumes_and_saves_a_model_that_loads(triplet_folder, tmp_path, monkeypatch):
+    run(triplet_folder, tmp_path, monkeypatch, 8)
+    (tmp_path / "checkpoint.tmp").mkdir()  # as a kill in the middle of saving leaves it
+    log = run(triplet_folder, tmp_path, monkeypatch, 12)
+    assert [row["step"] for row in log] == list(range(1, 13))
+    assert log[-1]["reconstruction"] < log[0]["reconstruction"]
+    assert VQModel.from_pretrained(tmp_path / "vqgan").config.num_vq_embeddings == 32
+
+
+def test_sharpening_the_decoder_keeps_every_code(triplet_folder, tmp_path, monkeypatch):
+    run(triplet_folder, tmp_path / "first", monkeypatch, 8)
+    init = tmp_path / "first" / "vqgan"
+    run(triplet_folder, tmp_path / "second", monkeypatch, 4, "--init", init, "--decoder-only")
+    first, second = VQModel.from_pretrained(init), VQModel.from_pretrained(tmp_path / "second" / "vqgan")
+    frozen = ("encoder", "quant_conv", "quantize")
+    weights = dict(second.named_parameters())
+    assert all(torch.equal(p, weights[name]) for name, p in first.named_parameters() if name.startswith(frozen))
+    assert any(not torch.equal(p, weights[name]) for name, p in first.named_parameters() if name.startswith("decoder"))
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_a_tokenizer_makes_a_grid_of_an_eighth(size):
+    latents = build_vqgan(size=size).encode(torch.zeros(1, 3, size, size)).latents
+    assert latents.shape == (1, 16, size // 8, size // 8)

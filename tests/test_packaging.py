@@ -35,8 +35,14 @@ def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_wheel_holds_the_library_and_nothing_else(names):
-    assert {name.split("/")[0] for name in names} == {"bwm_pipelines", "bwm_pipelines-0.1.0.dist-info"}
+@pytest.fixture(scope="module")
+def info(project):
+    """Name of the wheel's folder of metadata."""
+    return f"bwm_pipelines-{project['version']}.dist-info"
+
+
+def test_wheel_holds_the_library_and_nothing_else(names, info):
+    assert {name.split("/")[0] for name in names} == {"bwm_pipelines", info}
     assert "bwm_pipelines/py.typed" in names
     assert not [name for name in names if "__pycache__" in name]
 
@@ -49,8 +55,8 @@ def test_wheel_holds_the_embedded_checkpoint(wheel, names):
     assert 0 < sum(info.file_size for info in weights) <= 60e6
 
 
-def test_wheel_asks_for_lower_bounds_only(wheel, names):
-    metadata = message_from_bytes(zipfile.ZipFile(wheel).read("bwm_pipelines-0.1.0.dist-info/METADATA"))
+def test_wheel_asks_for_lower_bounds_only(wheel, info):
+    metadata = message_from_bytes(zipfile.ZipFile(wheel).read(f"{info}/METADATA"))
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
     assert {"torch", "diffusers", "transformers"} <= {requirement.name for requirement in requirements}
     assert {specifier.operator for requirement in requirements for specifier in requirement.specifier} == {">="}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.playroom.actions import Action
+from training.playroom.physics import play
 from training.playroom.room import Room
 from training.playroom.scenes import is_held_out, sample_scene, scene_seed
 
@@ -52,7 +53,7 @@ def play_episode(room: Room, split: str, index: int, size: int, max_actions: int
     outcomes = []
     for action in actions:
         room.restore(state)
-        room.play(action)
+        play(room, action)
         after = room.render(size)
         if visibly_different(before, after):
             outcomes.append(Outcome(action, after))

@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from training.playroom.actions import Action
 from training.playroom.episodes import choose_balanced, commands_held_out
-from training.playroom.room import TIMESTEP, Room
+from training.playroom.model import TIMESTEP
+from training.playroom.physics import play
+from training.playroom.room import Room
 from training.playroom.scenes import sample_scene, scene_seed
 
 FRAMES_PER_SECOND = 20
@@ -55,7 +57,7 @@ def film_clip(room: Room, seed: int, actions: int, size: int, held_out: bool) ->
 
 def _play_filmed(room: Room, camera: Camera, action: Action) -> dict:
     begin = len(camera.frames)
-    room.play(action)
+    play(room, action)
     return {"action": action.phrase(), "begin": begin, "end": len(camera.frames) - 1}
 
 

@@ -3,8 +3,8 @@
     python -m training.export --vqgan runs/playroom/tokenizer/vqgan --world runs/playroom/world/final \
         --dynamics runs/playroom/dynamics/final --out bwm_pipelines/checkpoints/playroom
 
-The folder is written under a temporary name and renamed. `sample_scene.png`, a scene that no training saw, goes beside the
-weights for the demonstration.
+The folder is written under a temporary name and renamed; its README.md, written by hand, is kept. `sample_scene.png`, a scene
+that no training saw, goes beside the weights for the demonstration.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from training.fit import FORWARD_PROMPT, INVERSE_PROMPT, build_family
 from training.playroom.room import Room
 from training.playroom.scenes import sample_scene, scene_seed
 
-MODEL_FILE = "README.md"
+CARD = "README.md"
 
 
-def build_pipeline(vqgan: Path, world: Path, dynamics: Path, temperature: float = 1.0) -> ChameleonWorldModelPipeline:
-    """A pipeline of the trained parts, with playroom's prompts and sampling defaults."""
+def build_pipeline(vqgan: Path, world: Path, dynamics: Path, **sampling: float | None) -> ChameleonWorldModelPipeline:
+    """A pipeline of the trained parts with playroom's prompts; `sampling` holds its defaults, such as `temperature`."""
     tokenizer = VQModel.from_pretrained(vqgan)
     family = build_family(tokenizer)
     return ChameleonWorldModelPipeline(
@@ -37,7 +37,7 @@ def build_pipeline(vqgan: Path, world: Path, dynamics: Path, temperature: float 
         inverse_prompt=INVERSE_PROMPT,
         image_size=family.image_size,
         mask_image_logits=family.mask_image_logits,
-        temperature=temperature,
+        **sampling,
     )
 
 
@@ -54,17 +54,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for part in ("vqgan", "world", "dynamics"):
         parser.add_argument(f"--{part}", type=Path, required=True, help=f"folder of the trained {part} part")
-    parser.add_argument("--temperature", type=float, default=1.0, help="default of the checkpoint")
-    parser.add_argument("--sample-scene", type=int, default=100_000, help="index of the test scene to photograph")
+    parser.add_argument("--temperature", type=float, default=1.0, help="the checkpoint's default for sampling")
+    parser.add_argument("--top-p", type=float, help="likewise; not given: no limit")
+    parser.add_argument("--sample-scene", type=int, default=100_027, help="index of the test scene to photograph")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    pipe = build_pipeline(args.vqgan, args.world, args.dynamics, args.temperature)
+    pipe = build_pipeline(args.vqgan, args.world, args.dynamics, temperature=args.temperature, top_p=args.top_p)
     temporary = args.out.with_name(args.out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipe.save_pretrained(temporary)
     photograph_sample_scene(args.sample_scene, pipe.config.image_size).save(temporary / "sample_scene.png")
-    if (args.out / MODEL_FILE).exists():
-        shutil.copy(args.out / MODEL_FILE, temporary / MODEL_FILE)
+    if (args.out / CARD).exists():
+        shutil.copy(args.out / CARD, temporary / CARD)
     shutil.rmtree(args.out, ignore_errors=True)
     os.replace(temporary, args.out)
 

@@ -5,6 +5,7 @@
     python -m training.fit world --init runs/playroom/base/final ... --out runs/playroom/world
 
 Token cross-entropy; an image token is predicted among image tokens and a word among words, as in sampling and scoring.
+The world model's tokens count by how much their patch changes (Eq. 2); `--floor 1` gives the plain loss.
 Runs on one process or under `accelerate launch`. A run that was killed goes on from its newest complete checkpoint;
 `log.jsonl` holds the losses.
 """
@@ -13,9 +14,9 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from diffusers import VQModel
 from torch import Tensor
 from transformers import (
@@ -29,6 +30,7 @@ from transformers import (
 
 from bwm_pipelines.families.chameleon import ChameleonFamily
 from training.playroom.actions import ALL_SENTENCES
+from training.recognition import Normalisation, RecognitionWeights, weighted_loss
 from training.sequences import IGNORED, OBJECTIVES, SceneCollator, load_codes
 from training.text_tokenizer import build_processor, build_tokenizer
 
@@ -108,18 +110,29 @@ class SceneTrainer(Trainer):
     def __init__(self, *args, is_image_token: Tensor, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.is_image_token = is_image_token
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the weight sum of the whole step, as below
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels = inputs["labels"].flatten(0, 1)
+        labels, weights = inputs["labels"].flatten(0, 1), inputs["weights"].flatten(0, 1)
         first = int((labels != IGNORED).any(0).int().argmax()) - 1  # the position that predicts the first label
-        logits, labels = forward_logits(model, inputs["input_ids"], first), labels[:, first + 1 :]
+        logits, labels, weights = (
+            forward_logits(model, inputs["input_ids"], first),
+            labels[:, first + 1 :],
+            weights[:, first + 1 :],
+        )
         predicted = labels != IGNORED
         chosen, targets = logits[:, :-1][predicted].float(), labels[predicted]
         is_image = self.is_image_token.to(targets.device)
         chosen = chosen.masked_fill(is_image[targets, None] != is_image, float("-inf"))
-        loss = F.cross_entropy(chosen, targets)
+        loss = weighted_loss(chosen, targets, weights[predicted], num_items_in_batch)
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over the processes
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor:
+        """The weight sum of one step: over its accumulated batches and all processes."""
+        weight_sum = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
+        return self.accelerator.gather(weight_sum).sum()
 
 
 class LogLines(TrainerCallback):
@@ -163,7 +176,14 @@ def train(args: argparse.Namespace) -> None:
         model=model,
         is_image_token=is_image_token,
         train_dataset=load_codes(args.codes),
-        data_collator=SceneCollator(family, args.objective, args.actions_per_scene, tokenizer.pad_token_id),
+        data_collator=SceneCollator(
+            family,
+            args.objective,
+            args.actions_per_scene,
+            tokenizer.pad_token_id,
+            RecognitionWeights(args.normalisation, args.floor if args.objective == "world" else 1.0, args.clip),
+            args.action_dropout,
+        ),
         callbacks=[LogLines(args.out / "log.jsonl")],
         args=TrainingArguments(
             output_dir=str(args.out),
@@ -204,6 +224,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--normalisation", choices=get_args(Normalisation), default="picture", help="of Eq. 2's distance"
+    )
+    parser.add_argument("--floor", type=float, default=0.1, help="weight of an unchanged patch; 1: plain loss")
+    parser.add_argument("--clip", type=float, default=1.0, help="upper bound of the normalised distance")
+    parser.add_argument("--action-dropout", type=float, default=0.1, help="share of world sequences without words")
     parser.add_argument("--log-every", type=int, default=25)
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU even if there is a GPU")

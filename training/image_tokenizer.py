@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from training.triplets import load_triplets, to_pixels
+from training.triplets import load_triplets, shards_of, to_pixels
 
 WARM_UP_STEPS = 200  # as a plain autoencoder, before the codebook is placed among its features
 REVIVE_EVERY = 50  # steps
@@ -160,7 +160,7 @@ def train(args: argparse.Namespace) -> None:
     accelerator = Accelerator(cpu=args.cpu)
     set_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    dataset = load_triplets(args.triplets).select_columns(["before", "after"])
+    dataset = load_triplets(shards_of(args.triplets)).select_columns(["before", "after"])
     loader = DataLoader(
         dataset,
         batch_size=args.batch // 2,

@@ -1,4 +1,14 @@
-"""The triplets that every training stage reads: before, action, after."""
+"""The triplets that every training stage reads: Parquet shards with one row for each before, action and after.
+
+    id              str, unique in its source
+    scene           str; triplets with the same before image share it and stand together, otherwise it is the id
+    before, after   pictures, PNG or JPEG
+    action          str, in words, as said; None if unlabelled
+    source          str: "playroom", "droid", "aurora/magicbrush", ...
+    class           str: verb, task or class of the video; "" if there is none
+
+A source may add columns, among them `inverse`: the action that leads from after back to before, or None.
+"""
 
 from pathlib import Path
 
@@ -7,18 +17,23 @@ import torch
 from datasets import Dataset, Image, load_dataset
 
 
-def load_triplets(folder: str | Path) -> Dataset:
-    """Reads the Parquet shards of `training.playroom.triplets` with `before` and `after` as pictures.
+def shards_of(folder: str | Path) -> list[Path]:
+    """The Parquet shards of a folder, in order.
 
     Raises:
         ValueError: if the folder holds no shards.
     """
-    shards = sorted(str(path) for path in Path(folder).glob("*.parquet"))
+    shards = sorted(Path(folder).glob("*.parquet"))
     if not shards:
         raise ValueError(
-            f"`folder` {str(folder)!r} holds no .parquet shards; make them with training.playroom.triplets."
+            f"`folder` {str(folder)!r} holds no .parquet shards; name a folder that one of the training stages wrote."
         )
-    dataset = load_dataset("parquet", data_files=shards, split="train")
+    return shards
+
+
+def load_triplets(shards: list[Path]) -> Dataset:
+    """Reads Parquet shards of triplets, with `before` and `after` as pictures."""
+    dataset = load_dataset("parquet", data_files=[str(shard) for shard in shards], split="train")
     return dataset.cast_column("before", Image()).cast_column("after", Image())
 
 

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
 
-from training.encode import encode_scenes
+from training.encode import encode_shard
 from training.image_tokenizer import build_vqgan
 from training.playroom.triplets import write_shard
-from training.triplets import load_triplets
+from training.triplets import shards_of
 
 SIZE = 32
 
@@ -31,9 +30,7 @@ def vqgan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def codes_folder(triplet_folder, vqgan_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diffusers import VQModel
-
     folder = tmp_path_factory.mktemp("codes")
-    scenes = encode_scenes(load_triplets(triplet_folder), VQModel.from_pretrained(vqgan_folder))
-    Dataset.from_list(list(scenes)).save_to_disk(folder)
+    for shard in shards_of(triplet_folder):
+        encode_shard(shard, vqgan=vqgan_folder, out=folder)
     return folder

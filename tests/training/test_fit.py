@@ -7,7 +7,10 @@ from transformers import ChameleonForConditionalGeneration
 
 from training import fit
 from training.fit import build_family, build_model, forward_logits, newest_complete_checkpoint, shared_prefix_length
+from training.recognition import RecognitionWeights
 from training.sequences import IGNORED, OBJECTIVES, SceneCollator, load_codes
+
+PER_ACTION = ("id", "after", "distance", "action", "inverse", "class")
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +33,32 @@ def test_labels_stand_where_the_objective_learns(family, scenes):
     assert ((world["labels"] != IGNORED).sum(-1) == family.num_image_tokens).all()
     assert is_image[world["labels"] != IGNORED].all()
     learned = dynamics["labels"][0, 0]
-    assert family.action_text(learned[learned != IGNORED]) in scenes[0]["phrase"]
+    assert family.action_text(learned[learned != IGNORED]) in scenes[0]["action"]
     assert learned[learned != IGNORED][-1] == family.processor.tokenizer.eos_token_id
 
 
 def test_the_base_learns_the_after_image_but_not_the_before_image(family, scenes):
     sequences = SceneCollator(family, "base", 1, 0)
-    before, after = torch.tensor(scenes[0]["before"]), torch.tensor(scenes[0]["after"][0])
-    ids, labels = sequences.inverse_sequence(before, after, "open the door")
+    after = torch.tensor(scenes[0]["after"][0])
+    ids, labels, weights = sequences.inverse_sequence(scenes[0], 0)
     images = torch.isin(ids, family.image_token_ids).nonzero().flatten()
-    assert (labels[images[: len(before)]] == IGNORED).all()
-    assert (labels[images[len(before) :]] == family.image_token_ids[after]).all()
+    assert (labels[images[: len(after)]] == IGNORED).all()
+    assert (labels[images[len(after) :]] == family.image_token_ids[after]).all()
+    assert torch.equal(weights, (labels != IGNORED).float())
+
+
+def test_the_world_model_learns_what_changes(family, scenes):
+    weights = RecognitionWeights(floor=0.2)
+    batch = SceneCollator(family, "world", 1, 0, weights)([{**scenes[0], **{k: scenes[0][k][:1] for k in PER_ACTION}}])
+    learned = batch["labels"][0, 0] != IGNORED
+    assert torch.equal(batch["weights"][0, 0][learned], weights(torch.tensor(scenes[0]["distance"][0])))
+    assert (batch["weights"][0, 0][~learned] == 0).all()
+
+
+def test_the_world_model_learns_without_words_too(family, scenes):
+    dropped = SceneCollator(family, "world", 1, 0, action_dropout=1.0)
+    ids, labels, _ = dropped.forward_sequence(scenes[0], 0)
+    assert torch.equal(ids[labels == IGNORED], family.forward_prompt_ids(torch.tensor(scenes[0]["before"]), ""))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -180,7 +180,7 @@ def test_triplets_are_written_once_and_say_what_happened(tmp_path, monkeypatch):
     rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
     assert [shard.name for shard in shards] == ["00000.parquet", "00001.parquet"]
     assert len(rows) == count == 6
-    assert all(fold(row["phrase"]) == row["action"] and not row["held_out"] for row in rows)
+    assert all(fold(row["action"]) == row["plain"] and not row["held_out"] for row in rows)
     written = shards[0].stat().st_mtime_ns
     assert triplets.write_shard(0, **options) == 4
     assert shards[0].stat().st_mtime_ns == written

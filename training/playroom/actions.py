@@ -1,6 +1,6 @@
 """What can be done in the room, in words: verbs, paraphrases, and folding a sentence back to its action."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,9 @@ PARAPHRASES = {
     "knock over": ("knock the {x} over", "tip over the {x}", "topple the {x}"),
 }
 VERBS = tuple(PARAPHRASES)
+_OPPOSITES = [("open door", "close door"), ("open drawer", "close drawer"), ("lamp on", "lamp off"),
+              ("push left", "push right"), ("push away", "push closer")]  # fmt: skip
+_INVERSE = dict(_OPPOSITES) | {b: a for a, b in _OPPOSITES}
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Action:
     def say(self, rng: np.random.Generator) -> str:
         """One paraphrase, drawn at random."""
         return self.phrase(int(rng.integers(len(PARAPHRASES[self.verb]))))
+
+    @property
+    def inverse(self) -> "Action | None":
+        """The action that takes its outcome back to the state before, where the verbs hold one."""
+        return replace(self, verb=_INVERSE[self.verb]) if self.verb in _INVERSE else None
 
     @property
     def family(self) -> str:

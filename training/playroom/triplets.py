@@ -42,19 +42,24 @@ def write_shard(shard: int, *, split: str, scenes: int, actions_per_scene: int, 
 
 
 def triplet_rows(episode: Episode) -> list[dict]:
-    """One row an outcome: id, scene, phrase (a paraphrase), action (plain wording), verb, held_out, before, after (PNG bytes)."""
-    rng = np.random.default_rng([episode.seed, 2])
+    """One row an outcome, with the columns of a triplet and `plain` (the action's plain wording), `inverse` and `held_out`.
+
+    `inverse` is the action that takes the outcome back to the state before, or None.
+    """
+    rng, inverse_rng = (np.random.default_rng([episode.seed, stream]) for stream in (2, 4))
     before = _png(episode.before)
     return [
         {
             "id": f"{episode.seed}-{i}",
-            "scene": episode.seed,
-            "phrase": outcome.action.say(rng),
-            "action": outcome.action.phrase(),
-            "verb": outcome.action.verb,
+            "scene": str(episode.seed),
+            "before": {"bytes": before, "path": None},
+            "after": {"bytes": _png(outcome.after), "path": None},
+            "action": outcome.action.say(rng),
+            "source": "playroom",
+            "class": outcome.action.verb,
+            "plain": outcome.action.phrase(),
+            "inverse": outcome.action.inverse.say(inverse_rng) if outcome.action.inverse else None,
             "held_out": commands_held_out(outcome.action),
-            "before": before,
-            "after": _png(outcome.after),
         }
         for i, outcome in enumerate(episode.outcomes)
     ]

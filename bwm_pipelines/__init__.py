@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bwm_pipelines.pipelines.dynamics_verifier import DynamicsVerifierPipeline, NamedActionOutput, VerifierOutput
+    from bwm_pipelines.pipelines.dynamics_verifier import (
+        DynamicsVerifierPipeline,
+        ExplanationOutput,
+        NamedActionOutput,
+        VerifierOutput,
+    )
     from bwm_pipelines.pipelines.world_model import ChameleonWorldModelPipeline, WorldModelOutput
     from bwm_pipelines.sampling import Interrupted
 
 __all__ = [
     "ChameleonWorldModelPipeline",
     "DynamicsVerifierPipeline",
+    "ExplanationOutput",
     "Interrupted",
     "NamedActionOutput",
     "VerifierOutput",
@@ -25,6 +31,7 @@ __all__ = [
 _MODULES = {
     "ChameleonWorldModelPipeline": "bwm_pipelines.pipelines.world_model",
     "DynamicsVerifierPipeline": "bwm_pipelines.pipelines.dynamics_verifier",
+    "ExplanationOutput": "bwm_pipelines.pipelines.dynamics_verifier",
     "Interrupted": "bwm_pipelines.sampling",
     "NamedActionOutput": "bwm_pipelines.pipelines.dynamics_verifier",
     "VerifierOutput": "bwm_pipelines.pipelines.dynamics_verifier",

@@ -10,6 +10,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 
+from bwm_pipelines.explanation import changed_patches, gather_evidence, sum_by_word, words_of_tokens
 from bwm_pipelines.families import family_class
 from bwm_pipelines.families.chameleon import FORWARD_PROMPT, IMAGE_SIZE, INVERSE_PROMPT
 from bwm_pipelines.images import ImageInput
@@ -49,6 +50,32 @@ class NamedActionOutput(BaseOutput):
 
     action: str
     score: float
+
+
+@dataclass
+class ExplanationOutput(BaseOutput):
+    """
+    Args:
+        heatmap: evidence of each patch, float32 [grid, grid] in nats, row by row from the top left: what the score
+            loses when the patch and its neighbours are undone. Exactly 0 where nothing changed, negative where the
+            change speaks against the action.
+        words: the action's words.
+        word_log_probs: log p(word | before, after, words before it) in nats, summed over the word's tokens.
+        word_margins: `word_log_probs` minus those with the image before as its own after.
+        tokens: the action's tokens, eos included.
+        token_log_probs: log-probability of each token in nats; their mean is `score`.
+        score: as `DynamicsVerifierPipeline` gives it.
+        unchanged_score: score of the image before as its own after.
+    """
+
+    heatmap: Tensor
+    words: list[str]
+    word_log_probs: list[float]
+    word_margins: list[float]
+    tokens: list[str]
+    token_log_probs: list[float]
+    score: float
+    unchanged_score: float
 
 
 class DynamicsVerifierPipeline(CheckpointPipeline):
@@ -183,6 +210,67 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
         )
         self.maybe_free_model_hooks()
         return NamedActionOutput(action=self.family.action_text(ids), score=log_probs.mean().item())
+
+    @torch.no_grad()
+    def explain(
+        self,
+        before: ImageInput | Tensor,
+        after: ImageInput | Tensor,
+        action: str,
+        *,
+        window: int = 3,
+        batch_size: int | None = 16,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> ExplanationOutput:
+        """Say on which patches of an image, and on which words of an action, a score rests.
+
+        Every changed patch is undone in turn, together with its neighbours; the evidence is what the score loses. See
+        `bwm_pipelines.explanation`.
+
+        Args:
+            before, after: one image each of any size, or VQ codes, int64 [N].
+            action: what is meant to have happened, in words.
+            window: side, in patches, of the square that is undone at once; odd. 1 undoes single patches, which is
+                sharper but finds little where neighbours show the same.
+            batch_size: images that run at once; None for all. There is one for each changed patch.
+            callback_on_step_end: called as `callback(pipe, step, step, {})` after each batch; setting
+                `pipe._interrupt = True` in it ends the call.
+
+        Raises:
+            ValueError: an argument cannot work, or the model's log-probabilities are not finite.
+            Interrupted: `_interrupt` was set.
+        """
+        self.check_inputs(action, None)
+        check_count("batch_size", batch_size, optional=True)
+        check_count("window", window)
+        if window % 2 == 0:
+            raise ValueError(f"`window` must be odd, so that it has a patch in its middle, got {window}.")
+        self._interrupt = False
+        before_codes, after_codes = self._encode_one(before, "before"), self._encode_one(after, "after")
+        with self.progress_bar(total=len(changed_patches(before_codes, after_codes)) + 2) as bar:
+            evidence = gather_evidence(
+                self.family,
+                self.dynamics_model,
+                before_codes,
+                after_codes,
+                action,
+                window=window,
+                batch_size=batch_size,
+                on_chunk=self._step_reporter(callback_on_step_end, bar=bar),
+            )
+        self.maybe_free_model_hooks()
+        words, owners = words_of_tokens(self.family, action)
+        gains = evidence.log_probs - evidence.unchanged_log_probs
+        return ExplanationOutput(
+            heatmap=evidence.heatmap,
+            words=words,
+            word_log_probs=sum_by_word(evidence.log_probs, owners, len(words)),
+            word_margins=sum_by_word(gains, owners, len(words)),
+            tokens=self.family.tokenizer.convert_ids_to_tokens(self.family.action_ids(action).tolist()),
+            token_log_probs=evidence.log_probs.tolist(),
+            score=evidence.log_probs.mean().item(),
+            unchanged_score=evidence.unchanged_log_probs.mean().item(),
+        )
 
     def _encode_one(self, image: ImageInput | Tensor, argument: str) -> Tensor:
         codes = self.encode_images(image, argument)

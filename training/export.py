@@ -1,6 +1,6 @@
 """Puts trained parts together into the folder that `from_pretrained` reads.
 
-    python -m training.export --vqgan runs/playroom/tokenizer/vqgan --world runs/playroom/world/final \
+    python -m training.export --checkpoint runs/playroom/new --world runs/playroom/world/final \
         --dynamics runs/playroom/dynamics/final --out bwm_pipelines/checkpoints/playroom
 
 The folder is written under a temporary name and renamed; its README.md, written by hand, is kept. `sample_scene.png`, a scene
@@ -12,33 +12,25 @@ import os
 import shutil
 from pathlib import Path
 
-from diffusers import VQModel
 from PIL import Image
 from transformers import ChameleonForConditionalGeneration
 
 from bwm_pipelines import ChameleonWorldModelPipeline
-from training.fit import FORWARD_PROMPT, INVERSE_PROMPT, build_family
 from training.playroom.room import Room
 from training.playroom.scenes import sample_scene, scene_seed
 
 CARD = "README.md"
 
 
-def build_pipeline(vqgan: Path, world: Path, dynamics: Path, **sampling: float | None) -> ChameleonWorldModelPipeline:
-    """A pipeline of the trained parts with playroom's prompts; `sampling` holds its defaults, such as `temperature`."""
-    tokenizer = VQModel.from_pretrained(vqgan)
-    family = build_family(tokenizer)
-    return ChameleonWorldModelPipeline(
+def assemble(checkpoint: str, world: Path, dynamics: Path, **sampling: float | None) -> ChameleonWorldModelPipeline:
+    """The checkpoint with trained models in place of its own; `sampling` holds its defaults, such as `temperature`."""
+    pipe = ChameleonWorldModelPipeline.from_pretrained(
+        checkpoint,
         world_model=ChameleonForConditionalGeneration.from_pretrained(world),
         dynamics_model=ChameleonForConditionalGeneration.from_pretrained(dynamics),
-        processor=family.processor,
-        vqgan=tokenizer,
-        forward_prompt=FORWARD_PROMPT,
-        inverse_prompt=INVERSE_PROMPT,
-        image_size=family.image_size,
-        mask_image_logits=family.mask_image_logits,
-        **sampling,
     )
+    pipe.register_to_config(**sampling)
+    return pipe
 
 
 def photograph_sample_scene(index: int, size: int) -> Image.Image:
@@ -52,14 +44,17 @@ def photograph_sample_scene(index: int, size: int) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for part in ("vqgan", "world", "dynamics"):
-        parser.add_argument(f"--{part}", type=Path, required=True, help=f"folder of the trained {part} part")
+    parser.add_argument("--checkpoint", required=True, help="pipeline folder that the training started from")
+    parser.add_argument("--world", type=Path, required=True, help="folder of the trained world model")
+    parser.add_argument("--dynamics", type=Path, required=True, help="folder of the trained dynamics model")
     parser.add_argument("--temperature", type=float, default=1.0, help="the checkpoint's default for sampling")
     parser.add_argument("--top-p", type=float, help="likewise; not given: no limit")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="likewise; 1: no guidance")
     parser.add_argument("--sample-scene", type=int, default=100_027, help="index of the test scene to photograph")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    pipe = build_pipeline(args.vqgan, args.world, args.dynamics, temperature=args.temperature, top_p=args.top_p)
+    sampling = {"temperature": args.temperature, "top_p": args.top_p, "guidance_scale": args.guidance_scale}
+    pipe = assemble(args.checkpoint, args.world, args.dynamics, **sampling)
     temporary = args.out.with_name(args.out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipe.save_pretrained(temporary)

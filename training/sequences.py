@@ -1,4 +1,4 @@
-"""From coded scenes to token sequences with labels, for the base, the dynamics model and the world model."""
+"""From coded scenes to token sequences with labels and weights, as a recipe asks for them."""
 
 import random
 from dataclasses import dataclass
@@ -9,11 +9,14 @@ from datasets import Dataset, load_dataset
 from torch import Tensor
 
 from bwm_pipelines.families.chameleon import ChameleonFamily
-from training.recognition import EVEN, RecognitionWeights
+from training.recipe import Recipe
 from training.triplets import shards_of
 
 IGNORED = -100  # label of tokens that carry no loss
-OBJECTIVES = ("base", "dynamics", "world")
+NOTHING = "nothing changed"
+
+Sequence = tuple[Tensor, Tensor, Tensor]
+"""Token ids and labels, int64 [length], and the labels' weights, float32 [length]."""
 
 
 @dataclass
@@ -23,57 +26,76 @@ class SceneCollator:
     "world" has forward sequences with the loss on the after image; "dynamics" inverse ones with the loss on the action;
     "base" takes turns and, in its inverse sequences, learns the after image as well: what may happen next, unasked.
     All sequences of a batch are of one kind. Inverse ones begin with the scene's before image, so those of a scene share it.
-    A world model learns without words in `action_dropout` of its sequences: the unconditional branch of guidance.
+    What is drawn depends on seed, epoch and scenes only, so that a resumed training sees what an undisturbed one sees.
     """
 
     family: ChameleonFamily
-    objective: str
-    actions_per_scene: int
-    pad_id: int
-    recognition_weights: RecognitionWeights = EVEN
-    action_dropout: float = 0.0
+    recipe: Recipe
+    seed: int = 0
+    epoch: int = 0
 
     def __call__(self, scenes: list[dict]) -> dict[str, Tensor]:
-        """Returns `input_ids` and `labels`, int64, and the labels' `weights`, float32, each [scenes, actions, length]."""
-        inverse = self.objective == "dynamics" or (self.objective == "base" and random.random() < 0.5)
-        build = self.inverse_sequence if inverse else self.forward_sequence
-        sequences = [build(scene, i) for scene in scenes for i in self._picks(len(scene["action"]))]
+        """Returns `input_ids` and `labels`, int64, and `weights`, float32, each [scenes, actions, length]."""
+        rng = random.Random(f"{self.seed} {self.epoch} {[scene['scene'] for scene in scenes]}")
+        sequences = self._draw(scenes, rng)
         padded = [
             torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-            for rows, value in zip(zip(*sequences, strict=True), (self.pad_id, IGNORED, 0.0), strict=True)
+            for rows, value in zip(
+                zip(*sequences, strict=True), (self.family.tokenizer.pad_token_id, IGNORED, 0.0), strict=True
+            )
         ]
-        ids, labels, weights = (rows.view(len(scenes), self.actions_per_scene, -1) for rows in padded)
+        ids, labels, weights = (rows.view(len(scenes), self.recipe.actions_per_scene, -1) for rows in padded)
         return {"input_ids": ids, "labels": labels, "weights": weights}
 
-    def _picks(self, count: int) -> list[int]:
-        picks = random.sample(range(count), min(count, self.actions_per_scene))
-        return picks + random.choices(range(count), k=self.actions_per_scene - len(picks))
+    def _draw(self, scenes: list[dict], rng: random.Random) -> list[Sequence]:
+        inverse = self.recipe.objective == "dynamics" or (self.recipe.objective == "base" and rng.random() < 0.5)
+        build, choices = (self.inverse_sequence if inverse else self.forward_sequence), _all
+        if inverse and rng.random() < self.recipe.reversals and all(map(_reversible, scenes)):
+            build, choices = self.reversed_sequence, _reversible
+        return [build(scene, i, rng) for scene in scenes for i in self._pick(choices(scene), rng)]
 
-    def forward_sequence(self, scene: dict, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The forward sequence of the scene's action `i` as ids, labels and weights, each [length]."""
-        dropped = self.objective == "world" and random.random() < self.action_dropout
-        before, after = torch.tensor(scene["before"]), torch.tensor(scene["after"][i])
-        prompt = self.family.forward_prompt_ids(before, "" if dropped else scene["action"][i])
-        answer = self.family.image_token_ids[after]
-        weights = self.recognition_weights(torch.tensor(scene["distance"][i]))
-        unlearned = torch.full_like(prompt, IGNORED)
-        return (
-            torch.cat([prompt, answer]),
-            torch.cat([unlearned, answer]),
-            torch.cat([torch.zeros(len(prompt)), weights]),
-        )
+    def _pick(self, indices: list[int], rng: random.Random) -> list[int]:
+        wanted = self.recipe.actions_per_scene
+        picks = rng.sample(indices, min(len(indices), wanted))
+        return picks + rng.choices(indices, k=wanted - len(picks))
 
-    def inverse_sequence(self, scene: dict, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The inverse sequence of the scene's action `i` as ids, labels and weights, each [length]."""
+    def forward_sequence(self, scene: dict, i: int, rng: random.Random) -> Sequence:
+        """The scene's action `i`: before image and words -> after image."""
         before, after = torch.tensor(scene["before"]), torch.tensor(scene["after"][i])
-        prompt = self.family.inverse_prompt_ids(before, after)
-        answer = self.family.action_ids(scene["action"][i])
+        action = "" if rng.random() < self.recipe.action_dropout else scene["action"][i]
+        prompt, answer = self.family.forward_prompt_ids(before, action), self.family.image_token_ids[after]
+        weights = self.recipe.weights(torch.tensor(scene["distance"][i]))
+        labels = torch.cat([torch.full_like(prompt, IGNORED), answer])
+        return torch.cat([prompt, answer]), labels, torch.cat([torch.zeros(len(prompt)), weights])
+
+    def inverse_sequence(self, scene: dict, i: int, rng: random.Random) -> Sequence:
+        """The scene's action `i`: before and after image -> words; or now and then the unchanged image -> `NOTHING`."""
+        if rng.random() < self.recipe.copies:
+            return self._inverse(scene["before"], scene["before"], NOTHING)
+        return self._inverse(scene["before"], scene["after"][i], scene["action"][i])
+
+    def reversed_sequence(self, scene: dict, i: int, rng: random.Random) -> Sequence:
+        """The scene's action `i` seen backwards: after and before image -> the inverse action."""
+        return self._inverse(scene["after"][i], scene["before"], scene["inverse"][i])
+
+    def _inverse(self, before: list[int], after: list[int], action: str) -> Sequence:
+        prompt = self.family.inverse_prompt_ids(torch.tensor(before), torch.tensor(after))
+        answer = self.family.action_ids(action)
         prompt_labels = torch.full_like(prompt, IGNORED)
-        if self.objective == "base":
+        if self.recipe.objective == "base":
             images = torch.isin(prompt, self.family.image_token_ids).nonzero().flatten()[-len(after) :]
             prompt_labels[images] = prompt[images]
         labels = torch.cat([prompt_labels, answer])
         return torch.cat([prompt, answer]), labels, (labels != IGNORED).float()
+
+
+def _all(scene: dict) -> list[int]:
+    return list(range(len(scene["action"])))
+
+
+def _reversible(scene: dict) -> list[int]:
+    """The scene's actions whose inverse is known."""
+    return [i for i, inverse in enumerate(scene.get("inverse") or []) if inverse is not None]
 
 
 def load_codes(folder: str | Path) -> Dataset:

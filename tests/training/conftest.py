@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import VQModel
 
 from training.encode import encode_shard
 from training.image_tokenizer import build_vqgan
+from training.new_checkpoint import new_checkpoint
 from training.playroom.triplets import write_shard
 from training.triplets import shards_of
 
@@ -33,4 +36,14 @@ def codes_folder(triplet_folder, vqgan_folder, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("codes")
     for shard in shards_of(triplet_folder):
         encode_shard(shard, vqgan=vqgan_folder, out=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(vqgan_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained playroom checkpoint over that image tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    vqgan = VQModel.from_pretrained(vqgan_folder)
+    new_checkpoint(vqgan, image_size=SIZE, width=64, layers=1, positions=128).save_pretrained(folder)
     return folder

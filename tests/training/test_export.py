@@ -1,28 +1,23 @@
 import torch
-from diffusers import VQModel
+from PIL import Image
 
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline
 from training import export
-from training.fit import build_family, build_model
 
 
-def test_the_exported_folder_is_a_pipeline(vqgan_folder, tmp_path, monkeypatch):
-    small = lambda vqgan: build_family(vqgan, image_size=32)
-    monkeypatch.setattr(export, "build_family", small)
-    tokenizer = small(VQModel.from_pretrained(vqgan_folder)).processor.tokenizer
-    for name in ("world", "dynamics"):
-        build_model(tokenizer, width=64, layers=1, positions=96).save_pretrained(tmp_path / name)
+def test_the_exported_folder_is_a_pipeline(checkpoint_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     (out / "README.md").write_text("kept")
-    arguments = ["export", "--vqgan", vqgan_folder, "--world", tmp_path / "world", "--dynamics", tmp_path / "dynamics"]
-    monkeypatch.setattr("sys.argv", [str(argument) for argument in [*arguments, "--out", out]])
+    parts = ["--world", checkpoint_folder / "world_model", "--dynamics", checkpoint_folder / "dynamics_model"]
+    arguments = ["export", "--checkpoint", checkpoint_folder, *parts, "--temperature", 0.7, "--out", out]
+    monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
     export.main()
     assert (out / "README.md").read_text() == "kept"
     assert not out.with_name("out.tmp").exists()
     pipe, verifier = ChameleonWorldModelPipeline.from_pretrained(out), DynamicsVerifierPipeline.from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
-    from PIL import Image
+    assert pipe.config.temperature == 0.7
 
     scene = Image.open(out / "sample_scene.png")
     assert scene.size == (32, 32)

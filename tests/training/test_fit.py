@@ -1,103 +1,142 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import VQModel
-from transformers import ChameleonForConditionalGeneration
+from peft import PeftModel
+from transformers import ChameleonForConditionalGeneration, TrainerCallback
 
+from bwm_pipelines import ChameleonWorldModelPipeline
 from training import fit
-from training.fit import build_family, build_model, forward_logits, newest_complete_checkpoint, shared_prefix_length
-from training.recognition import RecognitionWeights
-from training.sequences import IGNORED, OBJECTIVES, SceneCollator, load_codes
-
-PER_ACTION = ("id", "after", "distance", "action", "inverse", "class")
+from training.fit import forward_logits, shared_prefix_length
+from training.recipe import OBJECTIVES, Recipe
+from training.sequences import IGNORED, SceneCollator, load_codes
 
 
 @pytest.fixture(scope="module")
-def family(vqgan_folder):
-    return build_family(VQModel.from_pretrained(vqgan_folder), image_size=32)
-
-
-@pytest.fixture(scope="module")
-def scenes(codes_folder):
-    return list(load_codes(codes_folder))[:2]
-
-
-def collate(family, objective, scenes):
-    return SceneCollator(family, objective, 3, family.processor.tokenizer.pad_token_id)(scenes)
-
-
-def test_labels_stand_where_the_objective_learns(family, scenes):
-    world, dynamics = (collate(family, objective, scenes) for objective in ("world", "dynamics"))
-    is_image = torch.isin(world["input_ids"], family.image_token_ids)
-    assert ((world["labels"] != IGNORED).sum(-1) == family.num_image_tokens).all()
-    assert is_image[world["labels"] != IGNORED].all()
-    learned = dynamics["labels"][0, 0]
-    assert family.action_text(learned[learned != IGNORED]) in scenes[0]["action"]
-    assert learned[learned != IGNORED][-1] == family.processor.tokenizer.eos_token_id
-
-
-def test_the_base_learns_the_after_image_but_not_the_before_image(family, scenes):
-    sequences = SceneCollator(family, "base", 1, 0)
-    after = torch.tensor(scenes[0]["after"][0])
-    ids, labels, weights = sequences.inverse_sequence(scenes[0], 0)
-    images = torch.isin(ids, family.image_token_ids).nonzero().flatten()
-    assert (labels[images[: len(after)]] == IGNORED).all()
-    assert (labels[images[len(after) :]] == family.image_token_ids[after]).all()
-    assert torch.equal(weights, (labels != IGNORED).float())
-
-
-def test_the_world_model_learns_what_changes(family, scenes):
-    weights = RecognitionWeights(floor=0.2)
-    batch = SceneCollator(family, "world", 1, 0, weights)([{**scenes[0], **{k: scenes[0][k][:1] for k in PER_ACTION}}])
-    learned = batch["labels"][0, 0] != IGNORED
-    assert torch.equal(batch["weights"][0, 0][learned], weights(torch.tensor(scenes[0]["distance"][0])))
-    assert (batch["weights"][0, 0][~learned] == 0).all()
-
-
-def test_the_world_model_learns_without_words_too(family, scenes):
-    dropped = SceneCollator(family, "world", 1, 0, action_dropout=1.0)
-    ids, labels, _ = dropped.forward_sequence(scenes[0], 0)
-    assert torch.equal(ids[labels == IGNORED], family.forward_prompt_ids(torch.tensor(scenes[0]["before"]), ""))
+def pipe(checkpoint_folder):
+    return ChameleonWorldModelPipeline.from_pretrained(checkpoint_folder)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_reading_the_shared_prefix_once_changes_nothing(family, scenes, objective):
-    model = build_model(family.processor.tokenizer, width=64, layers=2, positions=128).eval()
-    batch = collate(family, objective, scenes)
+def test_reading_the_shared_prefix_once_changes_nothing(pipe, codes_folder, objective):
+    model, family = pipe.world_model.eval(), pipe.family
+    batch = SceneCollator(family, Recipe(objective, actions_per_scene=3))(list(load_codes(codes_folder))[:2])
     ids = batch["input_ids"]
     first = int((batch["labels"].flatten(0, 1) != IGNORED).any(0).int().argmax()) - 1
     with torch.no_grad(), family.image_logits(model):
         expected = model(input_ids=ids.flatten(0, 1)).logits[:, first:]
-        assert torch.allclose(forward_logits(model, ids, first), expected, atol=1e-5)
+        assert torch.allclose(forward_logits(model, model, ids, first), expected, atol=1e-5)
     shared = shared_prefix_length(ids)
     assert (ids[:, 0, :shared] == ids[:, 1, :shared]).all()
     assert (shared > family.num_image_tokens) == bool((ids[0, 0, 2:10] == ids[0, 1, 2:10]).all() and shared > 16)
 
 
-def run(codes_folder, vqgan_folder, out, monkeypatch, objective="dynamics", steps=2, *more):
-    monkeypatch.setattr(fit, "build_family", lambda vqgan: build_family(vqgan, image_size=32))
-    arguments = ["fit", objective, "--codes", codes_folder, "--vqgan", vqgan_folder, "--out", out, "--steps", steps]
-    arguments += ["--scenes", 1, "--actions-per-scene", 2, "--width", 64, "--layers", 1, "--log-every", 1, *more]
-    monkeypatch.setattr("sys.argv", [str(argument) for argument in [*arguments, "--save-every", 2, "--cpu"]])
+def recipe_file(folder: Path, **changes) -> Path:
+    trainer = {"max_steps": 4, "logging_steps": 1, "save_steps": 2, "per_device_train_batch_size": 1, "use_cpu": True}
+    recipe = {
+        "objective": "dynamics",
+        "actions_per_scene": 2,
+        "trainer": trainer | changes.pop("trainer", {}),
+        **changes,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe))  # JSON is YAML
+    return path
+
+
+def run(monkeypatch, recipe: Path, checkpoint: Path, codes: Path, out: Path, *more) -> list[dict]:
+    arguments = ["fit", recipe, "--checkpoint", checkpoint, "--codes", codes, "--out", out, *more]
+    monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
     fit.main()
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def test_training_goes_on_from_the_newest_complete_checkpoint(codes_folder, vqgan_folder, tmp_path, monkeypatch):
-    run(codes_folder, vqgan_folder, tmp_path, monkeypatch, "dynamics", 2)
-    (tmp_path / "checkpoint-3").mkdir()  # as a kill in the middle of saving leaves it
-    log = run(codes_folder, vqgan_folder, tmp_path, monkeypatch, "dynamics", 4)
-    assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4]
-    assert newest_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    assert ChameleonForConditionalGeneration.from_pretrained(tmp_path / "final").config.hidden_size == 64
+class KillAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
-def test_the_loss_falls_and_a_model_can_start_from_another(codes_folder, vqgan_folder, tmp_path, monkeypatch):
-    log = run(codes_folder, vqgan_folder, tmp_path / "base", monkeypatch, "base", 30, "--lr", 3e-3)
+def test_a_killed_training_ends_as_an_undisturbed_one(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
+    recipe = recipe_file(tmp_path, copies=0.3, reversals=0.3, trainer={"max_steps": 6})
+    files = checkpoint_folder, codes_folder
+    run(monkeypatch, recipe, *files, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        trainer = fit.SceneTrainer
+        patch.setattr(fit, "SceneTrainer", lambda callbacks, **kw: trainer(callbacks=[*callbacks, KillAt(3)], **kw))
+        run(monkeypatch, recipe, *files, tmp_path / "killed")
+    shutil.copytree(tmp_path / "killed" / "checkpoint-2", tmp_path / "killed" / "checkpoint-4")
+    (tmp_path / "killed" / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")  # killed while saving
+    log = run(monkeypatch, recipe, *files, tmp_path / "killed")
+    assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    whole, killed = (
+        ChameleonForConditionalGeneration.from_pretrained(tmp_path / name / "final").state_dict()
+        for name in ("whole", "killed")
+    )
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
+def test_the_loss_falls_and_a_model_can_start_from_another(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
+    base = recipe_file(tmp_path, objective="base", trainer={"max_steps": 30, "learning_rate": 3e-3})
+    log = run(monkeypatch, base, checkpoint_folder, codes_folder, tmp_path / "base")
     losses = [row["loss"] for row in log if "loss" in row]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    world = recipe_file(tmp_path, objective="world", trainer={"max_steps": 1, "learning_rate": 0.0})
     init = ("--init", tmp_path / "base" / "final")
-    (tuned, *_) = run(codes_folder, vqgan_folder, tmp_path / "world", monkeypatch, "world", 2, *init)
-    fresh_loss = torch.tensor(len(build_family(VQModel.from_pretrained(vqgan_folder), 32).image_token_ids)).log()
-    assert tuned["loss"] < fresh_loss
+    (tuned, *_) = run(monkeypatch, world, checkpoint_folder, codes_folder, tmp_path / "tuned", *init)
+    (fresh, *_) = run(monkeypatch, world, checkpoint_folder, codes_folder, tmp_path / "fresh")
+    assert tuned["loss"] < fresh["loss"]
+
+
+def test_accumulated_batches_weigh_as_one(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
+    """The first log holds the loss of the same two scenes, in one batch and in two."""
+    settings = {"objective": "world", "actions_per_scene": 3, "weights": {"floor": 0.0, "clip": None}}
+    losses = []
+    for name, batch, accumulated in (("one", 2, 1), ("two", 1, 2)):
+        trainer = {"max_steps": 1, "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+        recipe = recipe_file(tmp_path, **settings, trainer=trainer)
+        losses.append(run(monkeypatch, recipe, checkpoint_folder, codes_folder, tmp_path / name)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_lora_trains_an_adapter_only(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
+    recipe = recipe_file(tmp_path, lora={"r": 2, "target_modules": ["q_proj", "v_proj"]}, trainer={"max_steps": 2})
+    run(monkeypatch, recipe, checkpoint_folder, codes_folder, tmp_path / "out")
+    final = tmp_path / "out" / "final"
+    assert (final / "adapter_config.json").exists() and not (final / "model.safetensors").exists()
+    base = ChameleonForConditionalGeneration.from_pretrained(checkpoint_folder / "dynamics_model")
+    adapted = PeftModel.from_pretrained(base, final)
+    assert any(value.abs().sum() > 0 for name, value in adapted.state_dict().items() if "lora_B" in name)
+
+
+def test_real_and_synthetic_triplets_are_trained_on_as_one(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
+    recipe, scenes = (
+        recipe_file(tmp_path, trainer={"max_steps": -1, "num_train_epochs": 1}),
+        len(load_codes(codes_folder)),
+    )
+    log = run(
+        monkeypatch, recipe, checkpoint_folder, codes_folder, tmp_path / "out", "--codes", codes_folder, codes_folder
+    )
+    assert log[-1]["step"] == 2 * scenes
+
+
+@pytest.mark.parametrize("path", sorted((Path(fit.__file__).parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_shipped_recipe_is_taken_by_the_trainer(path, tmp_path):
+    if path.stem == "fsdp2":
+        pytest.skip("a configuration of accelerate")
+    recipe = Recipe.read(path)
+    fit.TrainingArguments(output_dir=str(tmp_path), **{**recipe.trainer, "bf16": False})
+    assert recipe.lora is None or fit.LoraConfig(**recipe.lora).r == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"objektive": 1}, "unknown key"), ({"objective": "all"}, "must be one of")]
+)
+def test_a_wrong_recipe_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.read(recipe_file(tmp_path, **changes))

@@ -1,0 +1,58 @@
+"""A training recipe: what is learned, from which sequences and with which loss, and the settings of the trainer.
+
+`recipes/` holds the paper's values for 7B and ours for playroom.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from training.recognition import EVEN, RecognitionWeights
+
+Objective = Literal["base", "dynamics", "world"]
+OBJECTIVES = get_args(Objective)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage of training.
+
+    Args:
+        objective: "world" learns the after image from before and action, "dynamics" the action from before and after,
+            "base" both by turns.
+        trainer: arguments of `transformers.TrainingArguments`; a batch counts scenes.
+        actions_per_scene: triplets drawn of each scene; they share its before image.
+        weights: how much each token of the after image counts (Eq. 2); world model only.
+        action_dropout: share of forward sequences without words: the unconditional branch of guidance.
+        copies: share of inverse sequences that show the before image twice and say that nothing changed.
+        reversals: share of inverse batches that show after and before swapped, with the inverse action.
+        lora: arguments of `peft.LoraConfig`; None trains all weights.
+    """
+
+    objective: Objective
+    trainer: dict[str, Any] = field(default_factory=dict)
+    actions_per_scene: int = 1
+    weights: RecognitionWeights = EVEN
+    action_dropout: float = 0.0
+    copies: float = 0.0
+    reversals: float = 0.0
+    lora: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> "Recipe":
+        """Reads a YAML file with these keys.
+
+        Raises:
+            ValueError: the file names a key or an objective that there is not.
+        """
+        entries = yaml.safe_load(path.read_text())
+        known = {entry.name for entry in fields(cls)}
+        if unknown := sorted(set(entries) - known):
+            raise ValueError(f"`recipe` {str(path)!r} has the unknown key {unknown[0]!r}; known are {sorted(known)}.")
+        if entries.get("objective") not in OBJECTIVES:
+            raise ValueError(f"`objective` must be one of {OBJECTIVES}, got {entries.get('objective')!r} in {path}.")
+        if "weights" in entries:
+            entries["weights"] = RecognitionWeights(**entries["weights"])
+        return cls(**entries)

@@ -134,47 +134,50 @@ def rank(scores: list[float], unchanged_score: float) -> Ranking:
     )
 
 
-def greedy_action(
+def greedy_actions(
     step: TextStep,
-    prompt: Tensor,
+    prompts: Tensor,
     *,
     eos_token_id: int,
     image_token_ids: Tensor,
     max_new_tokens: int,
     on_token: Callable[[], None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The likeliest token, one after another, until eos.
+) -> list[tuple[Tensor, Tensor]]:
+    """After each of B prompts the likeliest token, one after another, until eos.
 
     Args:
         step: one forward pass, see `TextStep`.
-        prompt: int64 [S].
-        eos_token_id: ends the action, and belongs to it.
+        prompts: int64 [B, S].
+        eos_token_id: ends an action, and belongs to it.
         image_token_ids: never chosen, as they are no words.
         max_new_tokens: where to stop if eos does not come.
-        on_token: called after every token; what it raises ends the search.
+        on_token: called after every token of the batch; what it raises ends the search.
 
     Returns:
-        Tokens int64 [A] and their log-probabilities float32 [A] in nats.
-
-    Raises:
-        ValueError: the logits are not finite.
+        For each prompt, tokens int64 [A] and their log-probabilities float32 [A] in nats, on the CPU. If logits are not
+        finite the action ends there, and the last of its log-probabilities is NaN.
     """
-    tokens, log_probs = [], []
-    ids, cache = prompt[None], None
-    while len(tokens) < max_new_tokens and (not tokens or tokens[-1] != eos_token_id):
+    image_token_ids = image_token_ids.to(prompts.device)
+    tokens, log_probs = prompts[:, :0], prompts[:, :0].float()
+    lengths = torch.zeros_like(prompts[:, 0])
+    running = torch.ones_like(lengths, dtype=torch.bool)
+    ids, cache = prompts, None
+    while running.any() and tokens.shape[1] < max_new_tokens:
         logits, cache = step(ids, cache, 1)
-        if not logits.isfinite().all():
-            raise ValueError(
-                "`dynamics_model` gave logits that are not finite; its weights are damaged or its dtype overflows, "
-                "load it in float32 or bfloat16."
-            )
-        log_p = logits[0, -1].float().log_softmax(-1)
-        ids = log_p.index_fill(0, image_token_ids.to(log_p.device), -math.inf).argmax().reshape(1, 1)
-        tokens.append(ids.item())
-        log_probs.append(log_p[tokens[-1]].item())
+        log_p = logits[:, -1].float().log_softmax(-1)
+        ids = log_p.index_fill(1, image_token_ids, -math.inf).argmax(-1, keepdim=True)
+        finite = logits[:, -1].isfinite().all(-1)
+        tokens = torch.cat([tokens, ids], dim=1)
+        log_probs = torch.cat([log_probs, log_p.gather(1, ids).where(finite[:, None], math.nan)], dim=1)
+        lengths += running
+        # Rows that have ended run on beside the others; what they say from here on is cut off below.
+        running &= finite & (ids[:, 0] != eos_token_id)
         if on_token is not None:
             on_token()
-    return torch.tensor(tokens), torch.tensor(log_probs)
+    return [
+        (row[:length].cpu(), row_log_probs[:length].cpu())
+        for row, row_log_probs, length in zip(tokens, log_probs, lengths.tolist(), strict=True)
+    ]
 
 
 def _common_prefix_length(rows: Tensor) -> int:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bwm_pipelines.verification import action_log_probs, greedy_action, rank, score_candidates
+from bwm_pipelines.verification import action_log_probs, greedy_actions, rank, score_candidates
 from tests.tiny import build_pipeline, plain_logits, stock_prompt
 
 BEFORE = torch.arange(16)
@@ -112,37 +112,67 @@ def test_nothing_finite_to_rank(scores, unchanged):
         rank(scores, unchanged)
 
 
-@pytest.mark.parametrize("max_new_tokens", [1, 6])
-def test_greedy_action_is_the_argmax_of_a_plain_forward(pipe, candidates, max_new_tokens):
-    prompt = pipe.family.inverse_prompt_ids(BEFORE, candidates[0])
+def greedy(pipe, prompts: torch.Tensor, step=None, **options) -> list[tuple[torch.Tensor, torch.Tensor]]:
     with torch.no_grad():
-        ids, scores = greedy_action(
-            lambda *arguments: pipe.family.text_step(pipe.dynamics_model, *arguments),
-            prompt,
-            eos_token_id=2,
+        return greedy_actions(
+            step or (lambda *arguments: pipe.family.text_step(pipe.dynamics_model, *arguments)),
+            prompts,
             image_token_ids=pipe.family.image_token_ids,
-            max_new_tokens=max_new_tokens,
+            **options,
         )
-        logits = pipe.dynamics_model(input_ids=torch.cat([prompt, ids[:-1]])[None]).logits[0, -len(ids) :]
-    expected = logits.log_softmax(-1).max(-1)
-    assert ids.equal(expected.indices)
-    torch.testing.assert_close(scores, expected.values, atol=1e-4, rtol=0)
 
 
-def test_greedy_action_ends_with_eos(pipe, candidates):
-    """Whatever token comes first, with that as eos the action is one token long."""
-    prompt = pipe.family.inverse_prompt_ids(BEFORE, candidates[0])
+@pytest.fixture(scope="module")
+def prompts(pipe, candidates):
+    return torch.stack([pipe.family.inverse_prompt_ids(BEFORE, after) for after in candidates])
 
-    def greedy(eos_token_id: int) -> list[int]:
+
+@pytest.mark.parametrize("max_new_tokens", [1, 6])
+def test_greedy_actions_are_the_argmax_of_a_plain_forward(pipe, prompts, max_new_tokens):
+    for prompt, (ids, scores) in zip(
+        prompts, greedy(pipe, prompts, eos_token_id=2, max_new_tokens=max_new_tokens), strict=True
+    ):
         with torch.no_grad():
-            ids, _ = greedy_action(
-                lambda *arguments: pipe.family.text_step(pipe.dynamics_model, *arguments),
-                prompt,
-                eos_token_id=eos_token_id,
-                image_token_ids=pipe.family.image_token_ids,
-                max_new_tokens=4,
-            )
-        return ids.tolist()
+            logits = pipe.dynamics_model(input_ids=torch.cat([prompt, ids[:-1]])[None]).logits[0, -len(ids) :]
+        expected = logits.log_softmax(-1).max(-1)
+        assert ids.equal(expected.indices)
+        torch.testing.assert_close(scores, expected.values, atol=1e-4, rtol=0)
 
-    (first, *_) = greedy(eos_token_id=-1)
-    assert greedy(eos_token_id=first) == [first]
+
+def test_greedy_actions_end_with_eos_each_at_its_own_time(pipe, prompts):
+    """Whatever token the first prompt's action has at some place, with that as eos it ends there."""
+    endless = [ids.tolist() for ids, _ in greedy(pipe, prompts, eos_token_id=-1, max_new_tokens=8)]
+    for eos in endless[0]:
+        ended = [ids.tolist() for ids, _ in greedy(pipe, prompts, eos_token_id=eos, max_new_tokens=8)]
+        assert ended == [ids[: ids.index(eos) + 1] if eos in ids else ids for ids in endless]
+        assert len(ended[0]) == endless[0].index(eos) + 1
+
+
+def test_greedy_actions_together_are_those_of_each_alone(pipe, prompts):
+    options = {"eos_token_id": greedy(pipe, prompts[:1], eos_token_id=-1, max_new_tokens=3)[0][0][-1].item()}
+    together = greedy(pipe, prompts, max_new_tokens=8, **options)
+    assert len({len(ids) for ids, _ in together}) > 1
+    for prompt, (ids, scores) in zip(prompts, together, strict=True):
+        ((ids_alone, scores_alone),) = greedy(pipe, prompt[None], max_new_tokens=8, **options)
+        assert ids.equal(ids_alone)
+        torch.testing.assert_close(scores, scores_alone, atol=1e-5, rtol=0)
+
+
+def test_an_action_ends_where_logits_are_not_finite_and_leaves_the_others_alone(pipe, prompts):
+    calls = []
+
+    def overflow_in_the_second_row(ids, cache, num_logits):
+        logits, cache = pipe.family.text_step(pipe.dynamics_model, ids, cache, num_logits)
+        calls.append(len(ids))
+        if len(calls) == 3:
+            logits[1, -1, 7] = torch.inf
+        return logits, cache
+
+    sound = greedy(pipe, prompts, eos_token_id=-1, max_new_tokens=5)
+    ids, scores = zip(
+        *greedy(pipe, prompts, overflow_in_the_second_row, eos_token_id=-1, max_new_tokens=5), strict=True
+    )
+    assert [len(row) for row in ids] == [5, 3, 5, 5, 5]
+    assert scores[1].isnan().tolist() == [False, False, True]
+    for row in (0, 2, 3, 4):
+        assert ids[row].equal(sound[row][0]) and scores[row].equal(sound[row][1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from bwm_pipelines.families import family_class
 from bwm_pipelines.families.chameleon import FORWARD_PROMPT, IMAGE_SIZE, INVERSE_PROMPT
 from bwm_pipelines.images import ImageInput
 from bwm_pipelines.pipelines.base import CheckpointPipeline, StepCallback, check_count
-from bwm_pipelines.verification import greedy_action, score_candidates
+from bwm_pipelines.verification import greedy_actions, score_candidates
 
 
 @dataclass
@@ -196,20 +197,62 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
             ValueError: an argument cannot work, or the model's logits are not finite.
             Interrupted: `_interrupt` was set.
         """
+        (named,) = self.name_actions(
+            self._encode_one(before, "before"),
+            self._encode_one(after, "after"),
+            max_new_tokens=max_new_tokens,
+            callback_on_step_end=callback_on_step_end,
+        )
+        if not math.isfinite(named.score):
+            raise ValueError(
+                "`dynamics_model` gave logits that are not finite; its weights are damaged or its dtype overflows, "
+                "load it in float32 or bfloat16."
+            )
+        return named
+
+    @torch.no_grad()
+    def name_actions(
+        self,
+        befores: ImageInput | Tensor,
+        afters: ImageInput | Tensor,
+        *,
+        max_new_tokens: int = 128,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> list[NamedActionOutput]:
+        """Say in words what happened in each of B pairs of images, all at once.
+
+        Args:
+            befores, afters: B images each of any size, or VQ codes, int64 [B, N].
+            max_new_tokens: the longest answer.
+            callback_on_step_end: called as `callback(pipe, step, step, {})` after each token of all pairs.
+
+        Returns:
+            One for each pair, as `name_action` gives it; the score is NaN where the model's logits are not finite.
+
+        Raises:
+            ValueError: an argument cannot work.
+            Interrupted: `_interrupt` was set.
+        """
         check_count("max_new_tokens", max_new_tokens)
         self._interrupt = False
-        before_codes, after_codes = self._encode_one(before, "before"), self._encode_one(after, "after")
-        prompt = self.family.inverse_prompt_ids(before_codes, after_codes)
-        ids, log_probs = greedy_action(
+        before_codes, after_codes = self.encode_images(befores, "befores"), self.encode_images(afters, "afters")
+        if len(before_codes) != len(after_codes):
+            raise ValueError(f"`afters` must be as many as `befores`, {len(before_codes)}, got {len(after_codes)}.")
+        pairs = zip(before_codes, after_codes, strict=True)
+        prompts = torch.stack([self.family.inverse_prompt_ids(before, after) for before, after in pairs])
+        actions = greedy_actions(
             lambda ids, cache, num_logits: self.family.text_step(self.dynamics_model, ids, cache, num_logits),
-            prompt,
+            prompts,
             eos_token_id=self.family.tokenizer.eos_token_id,
             image_token_ids=self.family.image_token_ids,
-            max_new_tokens=min(max_new_tokens, self.dynamics_model.config.max_position_embeddings - len(prompt)),
+            max_new_tokens=min(max_new_tokens, self.dynamics_model.config.max_position_embeddings - prompts.shape[1]),
             on_token=self._step_reporter(callback_on_step_end),
         )
         self.maybe_free_model_hooks()
-        return NamedActionOutput(action=self.family.action_text(ids), score=log_probs.mean().item())
+        return [
+            NamedActionOutput(action=self.family.action_text(ids), score=log_probs.mean().item())
+            for ids, log_probs in actions
+        ]
 
     @torch.no_grad()
     def explain(

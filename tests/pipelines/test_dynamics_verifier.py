@@ -81,6 +81,20 @@ def test_name_action_scores_its_words_as_the_verifier_does(pipe, verifier, image
     assert named.score == pytest.approx(rigged(image, afters[0], ACTION).scores[0], abs=1e-5)
 
 
+def test_name_actions_are_those_of_each_pair_alone(verifier, image, afters):
+    befores = [image, *afters[1:]]
+    together = verifier.name_actions(befores, afters)
+    alone = [verifier.name_action(before, after) for before, after in zip(befores, afters, strict=True)]
+    assert [named.action for named in together] == [named.action for named in alone]
+    assert [named.score for named in together] == pytest.approx([named.score for named in alone], abs=1e-5)
+    assert len({named.action for named in together}) > 1
+
+
+def test_name_actions_needs_an_after_for_every_before(verifier, image, afters):
+    with pytest.raises(ValueError, match="`afters` must be as many as `befores`, 1, got 4"):
+        verifier.name_actions(image, afters)
+
+
 def test_name_action_stops_at_the_context(verifier, image, afters):
     named = verifier.name_action(image, afters[0], max_new_tokens=10_000)
     assert math.isfinite(named.score)

@@ -1,0 +1,129 @@
+"""Between ComfyUI's images and latents and the library's: IMAGE is float [B, H, W, C] in 0-1.
+
+A LATENT of this pack holds VQ codes as `samples` [B, 1, grid, grid]: the model's own tokens, which survive every step,
+where decoding and encoding again would change some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from bwm_pipelines.pipelines.base import CheckpointPipeline
+
+LATENT_TYPE = "world_model_codes"
+ImageOrLatent = [io.Image, io.Latent]
+Latent = dict[str, Any]
+
+
+class Pictures(NamedTuple):
+    """K images: `codes` int64 [K, N] as the models read them, and `images`, K times float [1, H, W, 3]."""
+
+    codes: Tensor
+    images: list[Tensor]
+
+
+def read(pipe: CheckpointPipeline, values: Sequence[Tensor | Latent], argument: str) -> Pictures:
+    """Images or latents of any number and size, one after another.
+
+    Raises:
+        ValueError: there is no image, or it has another layout or NaN, or a latent is not of this checkpoint.
+    """
+    codes, images = [], []
+    for value in values:
+        if isinstance(value, dict):
+            codes.append(codes_of_latent(pipe, value, argument))
+            images += to_images(pipe.family.decode_image(codes[-1])).split(1)
+        else:
+            for image in split_images([value]):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                codes.append(pipe.encode_images(image[0].movedim(-1, 0), argument))
+                images.append(image)
+    if not codes:
+        raise ValueError(f"`{argument}` is an empty batch; connect a node that gives at least one image.")
+    return Pictures(torch.cat(codes), images)
+
+
+def read_one(pipe: CheckpointPipeline, values: Sequence[Tensor | Latent], argument: str) -> Pictures:
+    """As `read`, for exactly one image."""
+    pictures = read(pipe, values, argument)
+    if len(pictures.images) != 1:
+        raise ValueError(
+            f"`{argument}` must be one image, got {len(pictures.images)}.\n"
+            "Pick one with Select Top Candidates (top_k 1), Get Image from Batch or Get Latent from Batch."
+        )
+    return pictures
+
+
+def split_images(values: Sequence[Tensor]) -> list[Tensor]:
+    """Every image of some batches: float [1, H, W, 3] in 0-1; transparency over white, what overshoots 0-1 cut off."""
+    images = [image for batch in values for image in batch.clamp(0, 1).split(1)]
+    return [image if image.shape[-1] != 4 else _over_white(image) for image in images]
+
+
+def split_latents(values: Sequence[Latent]) -> list[Latent]:
+    """Every entry of some latents, from any model: what belongs to the batch is taken apart with it."""
+    return [
+        {key: entry[i : i + 1] if _is_batch(entry, latent) else entry for key, entry in latent.items()}
+        for latent in values
+        for i in range(len(latent["samples"]))
+    ]
+
+
+def group(tensors: list[Any]) -> list[Any]:
+    """One batch where all are tensors of the same size, else the list as it is."""
+    if all(isinstance(tensor, Tensor) for tensor in tensors) and len({tensor.shape[1:] for tensor in tensors}) == 1:
+        return [torch.cat([tensor.to(tensors[0]) for tensor in tensors])]
+    return tensors
+
+
+def group_latents(latents: list[Any]) -> list[Any]:
+    """One batch where all are latents with the same keys and sizes, else the list as it is."""
+    if not all(isinstance(latent, dict) for latent in latents):
+        return latents
+    tensors = [{key: entry for key, entry in latent.items() if _is_batch(entry, latent)} for latent in latents]
+    shapes = {tuple((key, entry.shape[1:]) for key, entry in one.items()) for one in tensors}
+    if len(shapes) != 1 or any("batch_index" in latent for latent in latents):
+        return latents
+    return [latents[0] | {key: torch.cat([one[key] for one in tensors]) for key in tensors[0]}]
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Pixels of the library, float [B, 3, H, W] in [-1, 1], as ComfyUI has them, [B, H, W, 3] in 0-1."""
+    images = pixels.float().add(1).div(2).clamp(0, 1).movedim(1, -1)
+    return images.to(comfy.model_management.intermediate_device())
+
+
+def to_latent(codes: Tensor, grid_size: int) -> Latent:
+    """Codes int64 [B, N] as a LATENT."""
+    samples = codes.reshape(-1, 1, grid_size, grid_size).float()
+    return {"samples": samples.to(comfy.model_management.intermediate_device()), "type": LATENT_TYPE}
+
+
+def codes_of_latent(pipe: CheckpointPipeline, latent: Latent, argument: str) -> Tensor:
+    """Codes int64 [B, N] of a LATENT, on the pipeline's device.
+
+    Raises:
+        ValueError: it is another model's.
+    """
+    if latent.get("type") != LATENT_TYPE:
+        raise ValueError(
+            f"`{argument}` is a latent of another model, which a world model cannot read.\n"
+            "Decode it with VAE Decode and connect the images."
+        )
+    return pipe.encode_images(latent["samples"].flatten(1).long(), argument)
+
+
+def _is_batch(entry: Any, latent: Latent) -> bool:
+    return isinstance(entry, Tensor) and entry.ndim > 0 and len(entry) == len(latent["samples"])
+
+
+def _over_white(image: Tensor) -> Tensor:
+    colour, alpha = image[..., :3], image[..., 3:]
+    return colour * alpha + (1 - alpha)

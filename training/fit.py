@@ -111,11 +111,10 @@ class Run(TrainerCallback):
 
 
 def starting_model(recipe: Recipe, pipe: ChameleonWorldModelPipeline, init: str | None) -> torch.nn.Module:
-    """The model that the recipe trains: `init` or the checkpoint's own, its VQ encoder frozen, with LoRA if asked for."""
+    """What the recipe trains: `init` or the checkpoint's world model, its VQ encoder frozen, with LoRA if asked for."""
+    model = pipe.world_model
     if init is not None:
-        model = ChameleonForConditionalGeneration.from_pretrained(init)
-    else:
-        model = pipe.dynamics_model if recipe.objective == "dynamics" else pipe.world_model
+        model = ChameleonForConditionalGeneration.from_pretrained(init, dtype=model.dtype)
     model.model.vqmodel.requires_grad_(False)
     return get_peft_model(model, LoraConfig(**recipe.lora)) if recipe.lora else model
 
@@ -154,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="a YAML file, see training/recipe.py")
     parser.add_argument("--checkpoint", required=True, help="pipeline folder or Hub id: token layout, prompts, model")
-    parser.add_argument("--init", help="folder of another model to start from")
+    parser.add_argument("--init", help="folder of a model to start from instead of the world model")
     parser.add_argument("--codes", nargs="+", required=True, help="folders of coded scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log.jsonl and final")
     parser.add_argument("--seed", type=int, default=0)
@@ -164,7 +163,9 @@ def main() -> None:
     recipe.trainer["seed"] = args.seed
     if args.steps is not None:
         recipe.trainer["max_steps"] = args.steps
-    pipe = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint)
+    frozen_in_bf16 = recipe.lora is not None and recipe.trainer.get("bf16", False)
+    dtype = torch.bfloat16 if frozen_in_bf16 else torch.float32
+    pipe = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint, dynamics_model=None, dtype=dtype)
     torch.manual_seed(args.seed)
     train(recipe, pipe, starting_model(recipe, pipe, args.init), args.codes, args.out)
 

@@ -1,9 +1,13 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import ChameleonForConditionalGeneration, TrainerCallback
 
@@ -12,6 +16,8 @@ from training import fit
 from training.fit import forward_logits, shared_prefix_length
 from training.recipe import OBJECTIVES, Recipe
 from training.sequences import IGNORED, SceneCollator, load_codes
+
+RECIPES = Path(fit.__file__).parent / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +110,34 @@ def test_accumulated_batches_weigh_as_one(checkpoint_folder, codes_folder, tmp_p
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_processes_weigh_as_one(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
+    """Two processes with a scene each, launched by the shipped configuration (on CPUs accelerate takes DDP for FSDP)."""
+    settings = {"objective": "world", "actions_per_scene": 3, "weights": {"floor": 0.0, "clip": None}}
+    one = recipe_file(tmp_path, **settings, trainer={"max_steps": 1, "per_device_train_batch_size": 2})
+    (expected, *_) = run(monkeypatch, one, checkpoint_folder, codes_folder, tmp_path / "one")
+    two = recipe_file(tmp_path, **settings, trainer={"max_steps": 1})
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", RECIPES.parent / "fsdp2.yaml"]
+    launch += ["--num_processes", 2, "--mixed_precision", "no", "-m", "training.fit", two]
+    launch += ["--checkpoint", checkpoint_folder, "--codes", codes_folder, "--out", tmp_path / "two"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([str(part) for part in launch], check=True, env=environment, cwd=RECIPES.parents[1])
+    (line, *_) = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert json.loads(line)["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+
+
+def test_the_sharded_layer_exists(pipe):
+    sharding = yaml.safe_load((RECIPES.parent / "fsdp2.yaml").read_text())["fsdp_config"]
+    layers = {type(module).__name__ for module in pipe.world_model.modules()}
+    assert sharding["fsdp_transformer_layer_cls_to_wrap"] in layers
+
+
 def test_lora_trains_an_adapter_only(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
     recipe = recipe_file(tmp_path, lora={"r": 2, "target_modules": ["q_proj", "v_proj"]}, trainer={"max_steps": 2})
     run(monkeypatch, recipe, checkpoint_folder, codes_folder, tmp_path / "out")
     final = tmp_path / "out" / "final"
     assert (final / "adapter_config.json").exists() and not (final / "model.safetensors").exists()
-    base = ChameleonForConditionalGeneration.from_pretrained(checkpoint_folder / "dynamics_model")
+    base = ChameleonForConditionalGeneration.from_pretrained(checkpoint_folder / "world_model")
     adapted = PeftModel.from_pretrained(base, final)
     assert any(value.abs().sum() > 0 for name, value in adapted.state_dict().items() if "lora_B" in name)
 
@@ -125,10 +153,8 @@ def test_real_and_synthetic_triplets_are_trained_on_as_one(checkpoint_folder, co
     assert log[-1]["step"] == 2 * scenes
 
 
-@pytest.mark.parametrize("path", sorted((Path(fit.__file__).parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_shipped_recipe_is_taken_by_the_trainer(path, tmp_path):
-    if path.stem == "fsdp2":
-        pytest.skip("a configuration of accelerate")
     recipe = Recipe.read(path)
     fit.TrainingArguments(output_dir=str(tmp_path), **{**recipe.trainer, "bf16": False})
     assert recipe.lora is None or fit.LoraConfig(**recipe.lora).r == 16

@@ -24,7 +24,7 @@ def overlay(image: Tensor, heatmap: Tensor) -> Tensor:
     """
     relative = (heatmap / max(strongest(heatmap), 1e-6)).clamp(0, 1)
     glow = _on_square(relative, image, mode="bilinear")[..., None].to(image)
-    darkened = 0.35 * image.mean(-1, keepdim=True).expand_as(image)
+    darkened = 0.5 * image.mean(-1, keepdim=True).expand_as(image)
     lit = 0.55 * image + 0.45 * image.new_tensor(EVIDENCE_COLOUR)
     return torch.lerp(darkened, lit, glow.sqrt())
 

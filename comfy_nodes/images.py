@@ -29,6 +29,11 @@ class Pictures(NamedTuple):
     images: list[Tensor]
 
 
+def count(values: Sequence[Tensor | Latent]) -> int:
+    """How many images some batches or latents hold together."""
+    return sum(len(value["samples"] if isinstance(value, dict) else value) for value in values)
+
+
 def read(pipe: CheckpointPipeline, values: Sequence[Tensor | Latent], argument: str) -> Pictures:
     """Images or latents of any number and size, one after another.
 
@@ -39,7 +44,7 @@ def read(pipe: CheckpointPipeline, values: Sequence[Tensor | Latent], argument: 
     for value in values:
         if isinstance(value, dict):
             codes.append(codes_of_latent(pipe, value, argument))
-            images += to_images(pipe.family.decode_image(codes[-1])).split(1)
+            images += decode(pipe, codes[-1]).split(1)
         else:
             for image in split_images([value]):
                 comfy.model_management.throw_exception_if_processing_interrupted()
@@ -94,8 +99,9 @@ def group_latents(latents: list[Any]) -> list[Any]:
     return [latents[0] | {key: torch.cat([one[key] for one in tensors]) for key in tensors[0]}]
 
 
-def to_images(pixels: Tensor) -> Tensor:
-    """Pixels of the library, float [B, 3, H, W] in [-1, 1], as ComfyUI has them, [B, H, W, 3] in 0-1."""
+def decode(pipe: CheckpointPipeline, codes: Tensor) -> Tensor:
+    """Images [B, H, W, 3] in 0-1 of codes int64 [B, N]; one after another, which takes little memory."""
+    pixels = torch.cat([pipe.family.decode_image(one) for one in codes.split(1)])
     images = pixels.float().add(1).div(2).clamp(0, 1).movedim(1, -1)
     return images.to(comfy.model_management.intermediate_device())
 

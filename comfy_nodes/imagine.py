@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from .action import action_input, check_action
-from .images import ImageOrLatent, Latent, read_one, to_images, to_latent
+from .images import ImageOrLatent, Latent, decode, read_one, to_latent
 from .progress import CandidatePreview, Progress
 from .world_model import WorldModel, WorldModelType
 
@@ -121,7 +123,7 @@ class ImagineNextImage(io.ComfyNode):
         at_once = min(batch_size or candidates, candidates)
         pipe = model.imaginer(action, sequences=(at_once + 1) * (1 if guidance in (-1, 1) else 2))
         before_codes = read_one(pipe, [before], "before").codes[0]
-        decode = lambda codes: to_images(pipe.family.decode_image(codes))
+        preview = CandidatePreview(partial(decode, pipe), before_codes, candidates)
         output = pipe(
             before_codes,
             action,
@@ -132,10 +134,9 @@ class ImagineNextImage(io.ComfyNode):
             guidance_scale=_own_if_minus_one(guidance),
             candidate_batch_size=at_once,
             output_type="latent",
-            callback_on_step_end=Progress(preview=CandidatePreview(decode, before_codes, candidates)),
+            callback_on_step_end=Progress(preview=preview),
         )
-        images = torch.cat([decode(codes) for codes in output.codes.split(at_once)])
-        return io.NodeOutput(images, to_latent(output.codes, pipe.family.grid_size))
+        return io.NodeOutput(decode(pipe, output.codes), to_latent(output.codes, pipe.family.grid_size))
 
 
 def _own_if_minus_one(value: float) -> float | None:

@@ -74,7 +74,7 @@ def _to_pil(images: Tensor) -> list[Image.Image]:
 
 def _sheet(tiles: list[Image.Image]) -> Image.Image:
     width, height = tiles[0].size
-    columns = math.ceil(math.sqrt(len(tiles)))
+    columns = 2 ** math.ceil(math.log2(len(tiles)) / 2)  # 8 candidates fill two rows of 4
     sheet = Image.new("RGB", (columns * width, math.ceil(len(tiles) / columns) * height))
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % columns * width, i // columns * height))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import comfy.model_management
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .action import action_input, check_action
-from .images import ImageOrLatent, Latent, group, read, read_one
+from .images import ImageOrLatent, Latent, count, group, read, read_one
 from .progress import Progress
 from .report import ranking_report
 from .world_model import RankingType, WorldModel, WorldModelType
@@ -92,8 +93,8 @@ class VerifyNextImages(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, action: str | None) -> bool | str:
-        return check_action(action[0] if isinstance(action, list) else action)
+    def validate_inputs(cls, action: Sequence[str | None]) -> bool | str:
+        return check_action(action[0])
 
     @classmethod
     def execute(
@@ -104,16 +105,19 @@ class VerifyNextImages(io.ComfyNode):
         action: list[str],
         batch_size: list[int],
     ) -> io.NodeOutput:
-        (words,) = set(action)
-        pipe = model[0].verifier(words, sequences=(batch_size[0] or len(candidates)) + 1)
+        if len(set(action)) != 1:
+            raise ValueError(f"`action` must be one text, got {len(action)}; verify once for each.")
+        words = action[0]
+        images = count(candidates) + 1  # and the image before as its own after
+        at_once = batch_size[0] or images
+        pipe = model[0].verifier(words, sequences=at_once + 1)
         scene, pictures = read_one(pipe, before, "before"), read(pipe, candidates, "candidates")
-        at_once = batch_size[0] or len(pictures.images)
         output = pipe(
             scene.codes,
             pictures.codes,
             words,
             candidate_batch_size=at_once,
-            callback_on_step_end=Progress(total=math.ceil((len(pictures.images) + 1) / at_once)),
+            callback_on_step_end=Progress(total=math.ceil(images / at_once)),
         )
         ranked = [pictures.images[i] for i in output.order]
         ranking = {"action": words, "model": model[0].name, **output}

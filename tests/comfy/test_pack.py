@@ -1,6 +1,7 @@
 """What a user who clones the pack gets to see, before anything runs."""
 
 import json
+import os
 import re
 import subprocess
 import tomllib
@@ -156,8 +157,9 @@ def test_requirements_are_the_packages_own_without_torch():
     assert operators == {">="}
 
 
-def test_comfy_cli_finds_the_pack_valid(fetched):
+def test_comfy_cli_finds_the_pack_valid(fetched, tmp_path):
     words = [CLI, "--skip-prompt", "node", "validate"]
-    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PATH": f"{CLI.parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     said = result.stdout + result.stderr
     assert result.returncode == 0 and "error" not in said.lower(), said

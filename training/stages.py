@@ -3,7 +3,7 @@
 A stage is a class. `__init__` loads what it needs; `__call__(batch)` maps columns to columns, `dict[str, list]` to
 `dict[str, list]`, and may return another number of rows. It raises for no single bad row: that row gets a text in the column
 `error`, which is None elsewhere. Columns that the rows do not have, other than `error`, are declared in its class attribute
-`features`. Pictures come as `{"bytes", "path"}`, as they are stored, because opening them is what fails; they may leave like
+`features`, a `datasets.Features`. Pictures come as `{"bytes", "path"}`, as they are stored, because opening them is what fails; they may leave like
 that or as PIL images, which become PNG.
 
 Both engines hand out numbers of parts. Whoever gets one runs the stage over that part's rows and renames a finished file into
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from bwm_pipelines.new_files import new_files
 
 MANIFEST = "manifest.json"
-ATTEMPTS_PER_PART = 3
+ATTEMPTS = 3
 
 
 def run(
@@ -54,6 +54,7 @@ def run(
 
     Raises:
         ValueError: an argument cannot work, or `out` holds parts of another run.
+        RuntimeError: a worker died; Ray tries its part again first, up to `ATTEMPTS` times in all.
     """
     if engine not in ("datasets", "ray"):
         raise ValueError(f"`engine` must be 'datasets' or 'ray', got {engine!r}.")
@@ -64,6 +65,8 @@ def run(
     _claim(out, stage, arguments, rows, rows_per_part)
     writer = {"stage": stage, "arguments": arguments, "rows": rows, "out": out, "rows_per_part": rows_per_part}
     missing = [part for part in range(-(-len(rows) // rows_per_part)) if not part_path(out, part).exists()]
+    for leftover in out.glob(".*.begun"):
+        leftover.unlink()
     if not missing:
         return
     if engine == "ray":
@@ -74,6 +77,11 @@ def run(
 
 def part_path(out: Path, part: int) -> Path:
     return out / f"{part:06d}.parquet"
+
+
+def begun_path(out: Path, part: int) -> Path:
+    """A file of one byte for each worker that began a part and did not live to end it, in the run that is going on."""
+    return out / f".{part:06d}.begun"
 
 
 class PartWriter:
@@ -98,11 +106,26 @@ class PartWriter:
     def __call__(self, batch: dict) -> dict:
         """Numbers of parts, in the column `part`, to the same numbers when their files are there."""
         for part in batch["part"]:
-            path = part_path(self.out, int(part))
-            if not path.exists():
-                with new_files(self.out) as folder:
-                    pq.write_table(self.table(int(part)), folder / path.name)
+            if not part_path(self.out, int(part)).exists():
+                self.write(int(part))
         return batch
+
+    def write(self, part: int) -> None:
+        begun = begun_path(self.out, part)
+        if begun.exists() and begun.stat().st_size >= ATTEMPTS:
+            raise RuntimeError(f"Part {part} of {self.out} killed the worker {ATTEMPTS} times; look at its rows.")
+        with begun.open("ab") as file:
+            file.write(b".")
+        try:
+            table = self.table(part)
+            with (
+                new_files(self.out) as folder,
+                pq.ParquetWriter(folder / part_path(self.out, part).name, table.schema) as writer,
+            ):
+                if len(table) > 0:  # `datasets` cannot read an empty row group
+                    writer.write_table(table)
+        finally:
+            begun.unlink()
 
     def table(self, part: int) -> pa.Table:
         start = part * self.rows_per_part
@@ -141,8 +164,6 @@ def _run_on_ray(writer: dict, parts: list[int], workers: int, num_gpus: float) -
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(parts))),
             num_gpus=num_gpus,
-            # Without a bound, a part that kills its worker would be tried for ever.
-            max_task_retries=ATTEMPTS_PER_PART - 1,
         )
         for _ in tqdm(done.iter_rows(), total=len(parts), desc=writer["stage"].__name__, unit="part"):
             pass
@@ -155,7 +176,7 @@ def _claim(out: Path, stage: type, arguments: dict, rows: Dataset, rows_per_part
         ValueError: `out` holds something else.
     """
     manifest = {
-        "stage": f"{stage.__module__}.{stage.__qualname__}",
+        "stage": stage.__qualname__,
         "arguments": json.loads(json.dumps(arguments, default=str)),
         "rows": len(rows),
         "rows_sha256": _digest(rows),
@@ -182,8 +203,10 @@ def _digest(rows: Dataset) -> str:
     """SHA-256 over all rows as they are stored, pictures included, whatever files and chunks they come from."""
     digest = hashlib.sha256()
     for batch in rows.with_format("arrow").iter(64):
+        # Built anew, so that what the memory holds between and beyond the values is the same for the same rows.
+        table = pa.Table.from_pydict(batch.to_pydict(), schema=batch.schema.remove_metadata())
         with pa.BufferOutputStream() as sink:
-            with pa.ipc.new_stream(sink, batch.schema.remove_metadata()) as stream:
-                stream.write_table(batch.replace_schema_metadata(None).combine_chunks())
+            with pa.ipc.new_stream(sink, table.schema) as stream:
+                stream.write_table(table)
             digest.update(sink.getvalue())
     return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""How good a checkpoint is: the trajectory-preference probe, naming, similarity and AURORA-Bench."""

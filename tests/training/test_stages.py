@@ -129,6 +129,7 @@ def test_a_killed_process_ends_the_run_and_the_next_goes_on(tmp_path):
 def cluster():
     """A Ray cluster on this machine, given more time to start than Ray allows: other work may keep both cores."""
     with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_agent_register_timeout_ms", "600000")
         environment.setenv("RAY_raylet_start_wait_time_s", "600")
         environment.setenv("RAY_worker_register_timeout_seconds", "600")

@@ -41,7 +41,7 @@ class ExplainScore(io.ComfyNode):
                 action_input("The action whose score to explain, in words."),
                 io.Float.Input(
                     "threshold",
-                    default=0.1,
+                    default=0.05,
                     min=0.0,
                     max=1.0,
                     step=0.01,

@@ -32,7 +32,7 @@ def evidence_report(action: str, model: str, explained: ExplanationOutput) -> st
     width = max(len("word"), *map(len, explained.words))
     lines = [f'"{action}", read by {model}', "", f"{'word':{width}}   log p  margin"]
     rows = zip(explained.words, explained.word_log_probs, explained.word_margins, strict=True)
-    lines += [f"{word:{width}}  {log_p:6.2f}  {margin:+6.2f}" for word, log_p, margin in rows]
+    lines += [f"{word:{width}}  {log_p:z6.2f}  {margin:+z6.2f}" for word, log_p, margin in rows]
     margin = explained.score - explained.unchanged_score
     lines += [
         "",

@@ -65,7 +65,7 @@ class Interface:
         )
 
     def open_help(self, class_type: str) -> None:
-        """Select a node and press the question mark above it."""
+        """Select a node and press the info button above it."""
         self.page.evaluate("type => app.canvas.selectNode(app.graph.nodes.find(n => n.type === type))", class_type)
         self.page.get_by_test_id("info-button").first.click()
 
@@ -79,7 +79,12 @@ def interface(server: Server) -> Iterator[Interface]:
     """A browser tab with the interface of a server, past its greeting."""
     server.post(
         "/settings",
-        {"Comfy.TutorialCompleted": True, "LiteGraph.Canvas.MinFontSizeForLOD": 0, "Comfy.Minimap.Visible": False},
+        {
+            "Comfy.TutorialCompleted": True,
+            "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+            "Comfy.Minimap.Visible": False,
+            "Comfy.RightSidePanel.IsOpen": False,
+        },
     )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])

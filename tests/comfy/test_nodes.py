@@ -208,6 +208,18 @@ def test_second_prompt_is_served_from_cache(server):
     assert {model[0], images[0]} <= server.run(graph).cached
 
 
+def test_models_that_comfyui_unloads_are_loaded_again(server):
+    graph = Graph()
+    model, before = graph.load()
+    images, _ = graph.imagine(model, before, candidates=1, seed=14)
+    graph.show(images)
+    first = server.run(graph)
+    server.post("/free", {"unload_models": True})
+    graph[images[0]]["inputs"]["seed"] = 15
+    second = server.run(graph)
+    assert not first.error and not second.error and model[0] in second.cached
+
+
 # What they refuse before anything runs
 
 

@@ -24,8 +24,8 @@ def installed() -> dict[str, Path]:
             if "model_index.json" in files:
                 subfolders.clear()
                 found.setdefault(os.path.relpath(folder, root).replace(os.sep, "/"), Path(folder))
-    found.pop(".", None)
-    return {EMBEDDED: default_checkpoint()} | dict(sorted(found.items()))
+    reserved = {".", EMBEDDED}
+    return {EMBEDDED: default_checkpoint()} | {name: found[name] for name in sorted(found.keys() - reserved)}
 
 
 def find(name: str) -> Path:

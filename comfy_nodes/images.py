@@ -7,6 +7,7 @@ where decoding and encoding again would change some.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import comfy.model_management
@@ -92,11 +93,11 @@ def group_latents(latents: list[Any]) -> list[Any]:
     """One batch where all are latents with the same keys and sizes, else the list as it is."""
     if not all(isinstance(latent, dict) for latent in latents):
         return latents
-    tensors = [{key: entry for key, entry in latent.items() if _is_batch(entry, latent)} for latent in latents]
-    shapes = {tuple((key, entry.shape[1:]) for key, entry in one.items()) for one in tensors}
-    if len(shapes) != 1 or any("batch_index" in latent for latent in latents):
+    parts = [{key: entry for key, entry in latent.items() if _is_batch(entry, latent)} for latent in latents]
+    layouts = {tuple((key, getattr(entry, "shape", ())[1:]) for key, entry in part.items()) for part in parts}
+    if len(layouts) != 1:
         return latents
-    return [latents[0] | {key: torch.cat([one[key] for one in tensors]) for key in tensors[0]}]
+    return [latents[0] | {key: _join([part[key] for part in parts]) for key in parts[0]}]
 
 
 def decode(pipe: CheckpointPipeline, codes: Tensor) -> Tensor:
@@ -127,7 +128,12 @@ def codes_of_latent(pipe: CheckpointPipeline, latent: Latent, argument: str) -> 
 
 
 def _is_batch(entry: Any, latent: Latent) -> bool:
-    return isinstance(entry, Tensor) and entry.ndim > 0 and len(entry) == len(latent["samples"])
+    """Whether an entry of a latent, such as its `noise_mask` or `batch_index`, has one part for each sample."""
+    return isinstance(entry, Tensor | list) and len(entry) == len(latent["samples"])
+
+
+def _join(entries: list[Any]) -> Any:
+    return torch.cat(entries) if isinstance(entries[0], Tensor) else list(chain.from_iterable(entries))
 
 
 def _over_white(image: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -97,11 +96,8 @@ class Server:
         return config
 
     def stop(self) -> None:
-        self._process.send_signal(signal.SIGINT)
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        self._process.terminate()
+        self._process.wait(60)
 
     def _wait_until_up(self) -> None:
         deadline = time.monotonic() + PATIENCE

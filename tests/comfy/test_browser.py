@@ -42,8 +42,7 @@ def test_run_shows_pictures_and_words(server, tab):
     shown = nodes_of(prompt, "PreviewImage") + nodes_of(prompt, "PreviewAny")
     tab.wait_for_outputs(shown)
     tab.screenshot(SCREENSHOTS / f"{workflow.stem}_run.png")
-    for node in nodes_of(prompt, "PreviewImage"):
-        assert tab.pictures_of(node) == 1
+    assert all(tab.pictures_of(node) > 0 for node in nodes_of(prompt, "PreviewImage"))
     assert all(tab.text_of(node).strip() for node in nodes_of(prompt, "PreviewAny"))
 
 

@@ -26,6 +26,7 @@ def test_workflow_runs_and_shows_pictures(server, workflow):
 def test_best_of_eight_is_the_pipelines(server):
     """The first workflow ranks as Python does with its seed, on the checkpoint that comes with the package."""
     prompt = as_prompt(EXAMPLES[0], server.get("/object_info"))
+    (words,) = nodes_of(prompt, "PrimitiveStringMultiline")
     (imagine,), (verify,) = nodes_of(prompt, "BWMImagineNextImage"), nodes_of(prompt, "BWMVerifyNextImages")
     for name, output in (("scores", 4), ("order", 5)):
         prompt[name] = {"class_type": "PreviewAny", "inputs": {"source": [verify, output]}}
@@ -36,7 +37,7 @@ def test_best_of_eight_is_the_pipelines(server):
     settings = prompt[imagine]["inputs"]
     expected = pipe(
         Image.open(default_checkpoint() / "sample_scene.png"),
-        settings["action"],
+        prompt[words]["inputs"]["value"],
         num_candidates=settings["candidates"],
         generator=torch.Generator().manual_seed(settings["seed"]),
     )

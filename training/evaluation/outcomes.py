@@ -1,6 +1,6 @@
 """Outcome accuracy and naming accuracy of a checkpoint on held-out playroom episodes.
 
-    python -m training.evaluate --episodes 400 --out runs/playroom/evaluation
+    python -m training.evaluation.outcomes --episodes 400 --out runs/playroom/evaluation
 
 In each test scene one action is commanded. Every possible action is played from that state by the simulator, so success
 needs no judge: a generated picture counts as a success if, among the true outcomes of all actions and "nothing changed",
@@ -11,19 +11,21 @@ it is nearest (mean squared error over pixels) to the outcome of the commanded o
 """
 
 import argparse
+import hashlib
 import json
-import platform
+import multiprocessing
 from collections import defaultdict
-from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import binomtest
-from tqdm import tqdm
 
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline, default_checkpoint
+from training.evaluation.intervals import proportion
+from training.evaluation.rows import claim, describe_run, resume_rows, write_json
 from training.playroom.actions import fold
 from training.playroom.episodes import Episode, choose_balanced, commands_held_out, play_episode
 from training.playroom.room import Room
@@ -82,16 +84,6 @@ def _round_trip(world: ChameleonWorldModelPipeline, images: np.ndarray) -> dict:
     again = (world.family.decode_image(codes) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
     error = np.square(again - images / 255.0).mean((1, 2, 3))
     return {"psnr": float((-10 * np.log10(error)).mean()), "after": again[1]}
-
-
-def proportion(successes: Iterable[bool]) -> dict:
-    """Share of successes with its 95 % Wilson interval, in percent."""
-    values = list(successes)
-    if not values:
-        return {"n": 0}
-    interval = binomtest(sum(values), len(values)).proportion_ci(method="wilson")
-    percent = [round(100 * x, 1) for x in (sum(values) / len(values), interval.low, interval.high)]
-    return {"percent": percent[0], "low": percent[1], "high": percent[2], "n": len(values)}
 
 
 def picked(row: dict, count: int) -> int:
@@ -171,36 +163,57 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl, summary.json and per_verb.png")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    rows = run(args, args.out / "rows.jsonl")
-    about = {
-        "command": f"python -m training.evaluate --split {args.split} --episodes {args.episodes} --seed {args.seed}",
-        "seed": args.seed,
-        "hardware": f"{platform.machine()} CPU, 1 thread, torch {torch.__version__}",
-    }
-    summary = summarise(rows, about)
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    settings = {name: getattr(args, name) for name in ("checkpoint", "first", "split", "seed")}
+    claim(args.out, settings | {"weights": fingerprint(Path(args.checkpoint))})
+    about = describe_run("training.evaluation.outcomes") | {"seed": args.seed}
+    summary = summarise(run(args), about)
+    write_json(args.out, "summary.json", summary)
     plot_per_verb(summary, args.out / "per_verb.png")
     print(json.dumps({"psnr_db": summary["psnr_db"], **summary["all"]}, indent=1))
 
 
-def run(args: argparse.Namespace, path: Path) -> list[dict]:
-    """Evaluates the episodes that `path` does not hold yet; returns all rows."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    world = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint)
-    verifier = DynamicsVerifierPipeline.from_pretrained(args.checkpoint)
-    for pipe in (world, verifier):
-        pipe.set_progress_bar_config(disable=True)
-    room, size = Room(), world.config.image_size
-    with path.open("a") as file:
-        for index in tqdm(range(args.first + len(rows), args.first + args.episodes), mininterval=10, unit="episode"):
-            episode = play_episode(room, args.split, index, size)
-            rows.append(evaluate_episode(world, verifier, episode, args.seed))
-            file.write(json.dumps(rows[-1]) + "\n")
-            file.flush()
-    return rows
+def run(args: argparse.Namespace) -> list[dict]:
+    """Evaluates the episodes that `rows.jsonl` does not hold yet; returns all rows."""
+    scenes = range(args.first, args.first + args.episodes)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, spawn, initializer=Worker.start, initargs=(args.checkpoint,)) as pool:
+        evaluate = partial(Worker.evaluate, split=args.split, seed=args.seed)
+        return resume_rows(
+            args.out / "rows.jsonl",
+            scenes,
+            lambda some: list(pool.map(evaluate, some)),
+            unit="episode",
+            batch_size=2 * args.workers,
+        )
+
+
+class Worker:
+    """What a process keeps between two episodes: the pipelines and the room."""
+
+    @classmethod
+    def start(cls, checkpoint: str) -> None:
+        torch.set_num_threads(1)
+        cls.world = ChameleonWorldModelPipeline.from_pretrained(checkpoint)
+        cls.verifier = DynamicsVerifierPipeline.from_pipe(cls.world)
+        cls.room = Room()
+        for pipe in (cls.world, cls.verifier):
+            pipe.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def evaluate(cls, scene: int, *, split: str, seed: int) -> dict:
+        episode = play_episode(cls.room, split, scene, cls.world.config.image_size)
+        return evaluate_episode(cls.world, cls.verifier, episode, seed)
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """SHA-256 of the weights, so that a resumed evaluation does not go on with others."""
+    digest = hashlib.sha256()
+    for file in sorted(checkpoint.rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

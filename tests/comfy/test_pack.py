@@ -127,7 +127,8 @@ LOAD_THE_PACK = """
 import asyncio, importlib.util, sys
 
 tree, pack = sys.argv[1:]
-sys.path.insert(0, tree)
+sys.path[:0] = [tree, f"{pack}/tests/comfy"]
+import torchvision_schemas
 from comfy.cli_args import args
 args.cpu = True
 import comfy.model_patcher, comfy_api.latest, comfy_execution.graph  # what ComfyUI itself has loaded by then

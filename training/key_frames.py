@@ -75,9 +75,8 @@ class KeyFrames:
             raise ValueError(f"`at` must be 'peaks' or 'rests', got {at!r}.")
         self.root, self.source, self.size = Path(root), source, size
         self.num_frames, self.gap, self.at = num_frames, gap, at
-        cv2.setNumThreads(
-            1
-        )  # DIS divides a picture by the number of threads, so its result would depend on the machine
+        # DIS divides a picture by the number of threads, so its result would depend on the machine.
+        cv2.setNumThreads(1)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         rows = []

@@ -166,8 +166,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = {name: getattr(args, name) for name in ("checkpoint", "first", "split", "seed")}
-    claim(args.out, settings | {"weights": fingerprint(Path(args.checkpoint))})
+    settings = {name: getattr(args, name) for name in ("first", "split", "seed")}
+    claim(args.out, settings | {"checkpoint": fingerprint(Path(args.checkpoint))})
     about = describe_run("training.evaluation.outcomes") | {"seed": args.seed}
     summary = summarise(run(args), about)
     write_json(args.out, "summary.json", summary)
@@ -209,9 +209,9 @@ class Worker:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """SHA-256 of the weights, so that a resumed evaluation does not go on with others."""
+    """SHA-256 of weights and sampling defaults, so that a resumed evaluation does not go on with others."""
     digest = hashlib.sha256()
-    for file in sorted(checkpoint.rglob("*.safetensors")):
+    for file in [checkpoint / "model_index.json", *sorted(checkpoint.rglob("*.safetensors"))]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

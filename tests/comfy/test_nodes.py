@@ -165,12 +165,13 @@ def test_name_is_the_pipelines(server, verifier, scene):
 def test_progress_and_previews_arrive(server):
     graph = Graph()
     model, before = graph.load()
-    images, _ = graph.imagine(model, before, candidates=2, seed=11)
+    # Enough tokens one after another to take a second: ComfyUI drops updates that follow within a tenth.
+    images, _ = graph.imagine(model, before, candidates=32, seed=11, batch_size=1)
     graph.show(images)
     run = server.run(graph)
     progress = [m["data"] for m in run.messages if m["type"] == "progress" and m["data"]["node"] == images[0]]
     values = [data["value"] for data in progress]
-    assert values == sorted(values) and values[-1] == progress[-1]["max"] == 16
+    assert values == sorted(values) and values[-1] == progress[-1]["max"] == 32 * 16
     assert len(set(values)) > 2
     assert run.previews and run.previews[-1].width == 2 * run.previews[-1].height
 

@@ -104,6 +104,15 @@ def test_finished_parts_are_left_alone_and_missing_ones_made(tmp_path):
     assert part_path(tmp_path, 3).read_text() == "done before"
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also in a process that a shell started in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_leaves_whole_parts_and_goes_on(tmp_path):
     arguments = {"killed": tmp_path / "killed", "by": int(signal.SIGINT)}
     out = tmp_path / "out"

@@ -32,7 +32,7 @@ class ImagineNextImage(io.ComfyNode):
                     tooltip="The scene before the action: one image of any size, of which the largest centred square "
                     "is used; or one latent of this node, to go on from it without loss.",
                 ),
-                action_input('What happens, in words: "open the door", "push the red cube to the left".'),
+                action_input('What happens, in words: "open the door", "push the red cube left".'),
                 io.Int.Input(
                     "candidates",
                     default=8,

@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from PIL import Image
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline, default_checkpoint
 from training.evaluation.intervals import proportion
 from training.evaluation.rows import claim, describe_run, resume_rows, write_json
-from training.playroom.actions import fold
+from training.playroom.actions import PARAPHRASES, fold
 from training.playroom.episodes import Episode, choose_balanced, commands_held_out, play_episode
 from training.playroom.room import Room
 
@@ -115,7 +115,26 @@ def summarise(rows: list[dict], about: dict) -> dict:
         "all": figures(rows),
         "held_out_combinations": figures([row for row in rows if row["held_out"]]),
         "seen_combinations": figures([row for row in rows if not row["held_out"]]),
+        "moving_a_thing": figures([row for row in rows if moves_a_thing(row["verb"])]),
+        "door_drawer_lamp": figures([row for row in rows if not moves_a_thing(row["verb"])]),
         "per_verb": {verb: figures(by_verb[verb]) for verb in sorted(by_verb)},
+        "paired_k1_k8": paired(rows),
+    }
+
+
+def moves_a_thing(verb: str) -> bool:
+    return "{x}" in PARAPHRASES[verb][0]
+
+
+def paired(rows: list[dict]) -> dict:
+    """Episodes that the verified pick of 8 gains and loses against the first candidate, and where it misses a success."""
+    first, best = ([row["success"][picked(row, k)] for row in rows] for k in (1, 8))
+    missed = [row["verb"] for row, success in zip(rows, best, strict=True) if any(row["success"]) and not success]
+    return {
+        "gained": sum(b and not a for a, b in zip(first, best, strict=True)),
+        "lost": sum(a and not b for a, b in zip(first, best, strict=True)),
+        "missed": len(missed),
+        "missed_per_verb": dict(Counter(missed).most_common()),
     }
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from training.evaluation import outcomes
-from training.evaluation.outcomes import figures, picked
+from training.evaluation.outcomes import figures, moves_a_thing, paired, picked
 
 ROW = {
     "scores": [-2.0, -1.0, -3.0, -0.5, -9, -9, -9, -9],
@@ -33,6 +33,14 @@ def test_figures_count_what_was_picked():
         "named_exactly": 100.0,
         "tokenizer_nearest": 100.0,
     }
+
+
+def test_picks_are_compared_with_the_first_candidate():
+    row = ROW | {"verb": "stack"}
+    worse = row | {"success": [True] + [False] * 7}
+    expected = {"gained": 0, "lost": 1, "missed": 2, "missed_per_verb": {"stack": 2}}
+    assert paired([row, worse]) == expected
+    assert moves_a_thing("stack") and not moves_a_thing("lamp on")
 
 
 def run(checkpoint, out, monkeypatch, *more):

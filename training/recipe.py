@@ -24,6 +24,8 @@ class Recipe:
             "base" both by turns.
         trainer: arguments of `transformers.TrainingArguments`; a batch counts scenes.
         actions_per_scene: triplets drawn of each scene; they share its before image.
+        still: a patch whose features move less than this (squared L2 distance) keeps the code it had before: below it,
+            codes differ by the encoder's jitter, not by what happened. 0 leaves the after image as it was encoded.
         weights: how much each token of the after image counts (Eq. 2); world model only.
         action_dropout: share of forward sequences without words: the unconditional branch of guidance.
         copies: share of inverse sequences that show the before image twice and say that nothing changed.
@@ -34,6 +36,7 @@ class Recipe:
     objective: Objective
     trainer: dict[str, Any] = field(default_factory=dict)
     actions_per_scene: int = 1
+    still: float = 0.0
     weights: RecognitionWeights = EVEN
     action_dropout: float = 0.0
     copies: float = 0.0

@@ -61,7 +61,7 @@ class SceneCollator:
 
     def forward_sequence(self, scene: dict, i: int, rng: random.Random) -> Sequence:
         """The scene's action `i`: before image and words -> after image."""
-        before, after = torch.tensor(scene["before"]), torch.tensor(scene["after"][i])
+        before, after = torch.tensor(scene["before"]), torch.tensor(self._still_after(scene, i))
         action = "" if rng.random() < self.recipe.action_dropout else scene["action"][i]
         prompt, answer = self.family.forward_prompt_ids(before, action), self.family.image_token_ids[after]
         weights = self.recipe.weights(torch.tensor(scene["distance"][i]))
@@ -72,11 +72,19 @@ class SceneCollator:
         """The scene's action `i`: before and after image -> words; or now and then the unchanged image -> `NOTHING`."""
         if rng.random() < self.recipe.copies:
             return self._inverse(scene["before"], scene["before"], NOTHING)
-        return self._inverse(scene["before"], scene["after"][i], scene["action"][i])
+        return self._inverse(scene["before"], self._seen_after(scene, i, rng), scene["action"][i])
 
     def reversed_sequence(self, scene: dict, i: int, rng: random.Random) -> Sequence:
         """The scene's action `i` seen backwards: after and before image -> the inverse action."""
-        return self._inverse(scene["after"][i], scene["before"], scene["inverse"][i])
+        return self._inverse(self._seen_after(scene, i, rng), scene["before"], scene["inverse"][i])
+
+    def _still_after(self, scene: dict, i: int) -> list[int]:
+        codes = zip(scene["before"], scene["after"][i], scene["distance"][i], strict=True)
+        return [before if distance < self.recipe.still else after for before, after, distance in codes]
+
+    def _seen_after(self, scene: dict, i: int, rng: random.Random) -> list[int]:
+        """The after image as a picture is encoded or as the world model imagines it: the verifier meets both."""
+        return self._still_after(scene, i) if rng.random() < 0.5 else scene["after"][i]
 
     def _inverse(self, before: list[int], after: list[int], action: str) -> Sequence:
         prompt = self.family.inverse_prompt_ids(torch.tensor(before), torch.tensor(after))

@@ -56,6 +56,35 @@ def test_the_world_model_learns_what_changes(family, scenes):
     assert (got[labels == IGNORED] == 0).all()
 
 
+def test_a_patch_that_barely_moves_keeps_its_code(family):
+    scene = {
+        "scene": "one",
+        "before": [0] * 16,
+        "after": [[1] * 16],
+        "distance": [[0.5] * 15 + [2.0]],
+        "action": ["open the door"],
+    }
+    shown = {}
+    for still in (0.0, 2.0):
+        ids, _, _ = SceneCollator(family, Recipe("world", still=still)).forward_sequence(scene, 0, RNG)
+        shown[still] = torch.isin(images(family, ids)[1], family.image_token_ids[1])
+    assert shown[0.0].all()
+    assert shown[2.0].tolist() == [False] * 15 + [True]
+
+
+def test_the_dynamics_model_sees_after_images_with_and_without_jitter(family):
+    scene = {
+        "scene": "one",
+        "before": [0] * 16,
+        "after": [[1] * 16],
+        "distance": [[0.5] * 16],
+        "action": ["open the door"],
+    }
+    collator = SceneCollator(family, Recipe("dynamics", still=1.0))
+    pairs = [images(family, collator.inverse_sequence(scene, 0, random.Random(seed))[0]) for seed in range(20)]
+    assert {torch.equal(before, after) for before, after in pairs} == {True, False}
+
+
 def test_the_world_model_learns_without_words_too(family, scenes):
     ids, labels, _ = SceneCollator(family, Recipe("world", action_dropout=1.0)).forward_sequence(scenes[0], 0, RNG)
     assert torch.equal(ids[labels == IGNORED], family.forward_prompt_ids(torch.tensor(scenes[0]["before"]), ""))
@@ -74,6 +103,7 @@ def test_reversed_pairs_are_said_to_be_the_inverse_action(family):
         "scene": "one",
         "before": before,
         "after": [door, push],
+        "distance": [[9.0] * 16] * 2,
         "action": ["open the door", "knock the red cube over"],
         "inverse": ["close the door", None],
     }

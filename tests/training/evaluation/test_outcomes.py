@@ -3,11 +3,12 @@ import json
 import pytest
 
 from training.evaluation import outcomes
-from training.evaluation.outcomes import figures, moves_a_thing, paired, picked
+from training.evaluation.outcomes import clean_success, figures, moves_a_thing, paired, picked
 
 ROW = {
     "scores": [-2.0, -1.0, -3.0, -0.5, -9, -9, -9, -9],
     "success": [False, True, False, False, False, False, False, True],
+    "elsewhere": [0.0, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
     "copy": [True] + [False] * 7,
     "named": "Shut the door.",
     "truth": "close the door",
@@ -21,18 +22,25 @@ def test_the_verifier_picks_among_the_first_k_by_score():
 
 def test_figures_count_what_was_picked():
     result = figures([ROW, ROW])
-    percents = {name: cell["percent"] for name, cell in result.items()}
+    assert result["changed_elsewhere_k1"]["mean"] == 0
+    percents = {name: cell["percent"] for name, cell in result.items() if "percent" in cell}
     assert percents == {
         "verified_k1": 0.0,
         "verified_k2": 100.0,
         "verified_k4": 0.0,
         "verified_k8": 0.0,
         "oracle_k8": 100.0,
+        "clean_k1": 0.0,
+        "clean_k8_verified": 0.0,
         "copies_k1": 100.0,
         "copies_k8_verified": 0.0,
         "named_exactly": 100.0,
         "tokenizer_nearest": 100.0,
     }
+
+
+def test_a_success_is_clean_if_nothing_else_changed():
+    assert [clean_success(ROW, i) for i in (0, 1, 7)] == [False, False, True]
 
 
 def test_picks_are_compared_with_the_first_candidate():

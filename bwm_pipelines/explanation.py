@@ -83,9 +83,7 @@ def gather_evidence(
     undone = occlusions(before_codes, after_codes, family.grid_size, window)
     log_probs = action_log_probs(
         lambda ids, cache, num_logits: family.text_step(model, ids, cache, num_logits),
-        torch.stack(
-            [family.inverse_prompt_ids(before_codes, image) for image in (before_codes, after_codes, *undone)]
-        ),
+        family.inverse_prompt_ids(before_codes, torch.stack([before_codes, after_codes, *undone])),
         family.action_ids(action),
         candidate_batch_size=batch_size,
         on_chunk=on_chunk,

@@ -8,14 +8,14 @@ does not beat it shows no sign of the action.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from bwm_pipelines.families import ChameleonFamily
-from bwm_pipelines.sampling import repeat_cache
 
 TextStep = Callable[[Tensor, Cache | None, int], tuple[Tensor, Cache]]
 """(ids int64 [B, S], cache or None, L) -> (logits over the vocabulary at the last L positions [B, L, V], cache)."""
@@ -47,7 +47,7 @@ def action_log_probs(
 ) -> Tensor:
     """Log-probability of each token of one action after each of K prompts, by one teacher-forced pass.
 
-    What the prompts have in common at their start (the image before) is computed once.
+    What the prompts have in common at their start (the image before) is computed, and kept, once.
 
     Args:
         step: one forward pass, see `TextStep`.
@@ -61,12 +61,13 @@ def action_log_probs(
     """
     action_ids = action_ids.to(prompts.device)
     shared = min(_common_prefix_length(prompts), prompts.shape[1] - 1)
-    _, cache = step(prompts[:1, :shared], None, 1)
+    _, prefilled = step(prompts[:1, :shared], None, 1)
+    prefix = Cache(layers=[_PrefixLayer(layer) for layer in prefilled.layers])
     chunks = []
     for chunk in prompts[:, shared:].split(candidate_batch_size or len(prompts)):
         actions = action_ids.expand(len(chunk), -1)
         ids = torch.cat([chunk, actions[:, :-1]], dim=1)
-        logits, _ = step(ids, repeat_cache(cache, len(chunk), room=ids.shape[1]), len(action_ids))
+        logits, _ = step(ids, prefix, len(action_ids))
         chunks.append(logits.float().log_softmax(-1).gather(-1, actions[..., None]).squeeze(-1))
         if on_chunk is not None:
             on_chunk(len(chunk))
@@ -99,7 +100,7 @@ def score_candidates(
     afters = torch.cat([before_codes[None], candidate_codes])
     log_probs = action_log_probs(
         lambda ids, cache, num_logits: family.text_step(model, ids, cache, num_logits),
-        torch.stack([family.inverse_prompt_ids(before_codes, after) for after in afters]),
+        family.inverse_prompt_ids(before_codes, afters),
         family.action_ids(action),
         candidate_batch_size=candidate_batch_size,
         on_chunk=on_chunk,
@@ -178,6 +179,25 @@ def greedy_actions(
         (row[:length].cpu(), row_log_probs[:length].cpu())
         for row, row_log_probs, length in zip(tokens, log_probs, lengths.tolist(), strict=True)
     ]
+
+
+class _PrefixLayer(DynamicLayer):
+    """Keys and values of a prefix [1, heads, length, dim], one and the same for every row and every forward pass.
+
+    Prefix and rows meet only while a layer attends, so that at most one layer's worth of copies exists at a time.
+    """
+
+    def __init__(self, prefilled: DynamicLayer):
+        super().__init__()
+        self.lazy_initialization(prefilled.keys, prefilled.values)
+        self.keys, self.values = prefilled.keys, prefilled.values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        rows = len(key_states)
+        return (
+            torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
+            torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2),
+        )
 
 
 def _common_prefix_length(rows: Tensor) -> int:

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bwm_pipelines.verification import action_log_probs, greedy_actions, rank, score_candidates
 from tests.tiny import build_pipeline, plain_logits, stock_prompt
@@ -36,7 +38,7 @@ def log_probs(pipe, candidates: torch.Tensor, **options) -> torch.Tensor:
     with torch.no_grad():
         return action_log_probs(
             lambda *arguments: pipe.family.text_step(pipe.dynamics_model, *arguments),
-            torch.stack([pipe.family.inverse_prompt_ids(BEFORE, after) for after in candidates]),
+            pipe.family.inverse_prompt_ids(BEFORE, candidates),
             pipe.family.action_ids(ACTION),
             **options,
         )
@@ -72,6 +74,63 @@ def test_batches_change_nothing(pipe, candidates, candidate_batch_size):
 
 def test_one_prompt_alone(pipe, candidates):
     torch.testing.assert_close(log_probs(pipe, candidates[:1]), log_probs(pipe, candidates)[:1], atol=1e-5, rtol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_candidates_in_any_batches_score_as_alone(pipe, data):
+    """Prompts that share more than the image before, down to equal ones, and batches of every size."""
+    count = data.draw(st.integers(1, 6))
+    changes = data.draw(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 31)), min_size=count, max_size=count))
+    afters = BEFORE.repeat(count, 1)
+    for after, (place, code) in zip(afters, changes, strict=True):
+        after[place] = code
+    batched = log_probs(pipe, afters, candidate_batch_size=data.draw(st.integers(1, count)))
+    alone = torch.stack([naive_log_probs(pipe, after, masked=True) for after in afters])
+    torch.testing.assert_close(batched, alone, atol=1e-4, rtol=0)
+
+
+def test_image_before_runs_once_and_the_head_only_where_the_action_stands(pipe, candidates):
+    """The image before as its own after is one more row of the same batch."""
+    candidates = candidates.clone()
+    candidates[:, 0] = BEFORE[0] + 1
+    embedded, headed = [], []
+    hooks = [
+        pipe.dynamics_model.model.embed_tokens.register_forward_hook(lambda *io: embedded.append(io[2].shape[:2])),
+        pipe.dynamics_model.lm_head.register_forward_hook(lambda *io: headed.append(io[2].shape[:2])),
+    ]
+    with torch.no_grad():
+        score_candidates(pipe.family, pipe.dynamics_model, BEFORE, candidates, ACTION)
+    for hook in hooks:
+        hook.remove()
+    prompt, action = pipe.family.inverse_prompt_ids(BEFORE, BEFORE), pipe.family.action_ids(ACTION)
+    first_code_of_after = len(["bos", "boi", *BEFORE, "eoi", "boi"])
+    assert embedded == [(1, first_code_of_after), (6, len(prompt) - first_code_of_after + len(action) - 1)]
+    assert headed == [(1, 1), (6, len(action))]
+
+
+def test_keys_and_values_of_the_image_before_are_kept_once(pipe, candidates):
+    """What a step is given, whatever the number of rows, and after every batch, is the prefill's own memory."""
+    kept = []
+
+    def step(*arguments):
+        logits, cache = pipe.family.text_step(pipe.dynamics_model, *arguments)
+        kept.append([layer.keys.data_ptr() for layer in cache.layers])
+        assert {len(layer.keys) for layer in cache.layers} == {1}
+        return logits, cache
+
+    prompts = pipe.family.inverse_prompt_ids(BEFORE, candidates)
+    with torch.no_grad():
+        action_log_probs(step, prompts, pipe.family.action_ids(ACTION), candidate_batch_size=2)
+    assert kept == [kept[0]] * 4
+
+
+def test_sampled_codes_are_scored_without_encoding_images_again(pipe, image):
+    encoded = []
+    hook = pipe.vqgan.encoder.register_forward_hook(lambda _module, inputs, _output: encoded.append(len(inputs[0])))
+    pipe(image, ACTION, num_candidates=3, output_type="latent")
+    hook.remove()
+    assert encoded == [1]
 
 
 def test_score_is_the_mean_over_the_action_and_the_margin_that_over_nothing_changed(pipe, candidates):

@@ -138,8 +138,17 @@ class ChameleonFamily:
         return torch.cat([prompt, prompt.new_tensor([self.processor.image_start_token_id])])
 
     def inverse_prompt_ids(self, before_codes: torch.Tensor, after_codes: torch.Tensor) -> torch.Tensor:
-        """Prompt of the dynamics model: int64 [N] and [N] -> int64 [S]; what follows is the action's first token."""
-        return self._prompt_ids(self.inverse_prompt, torch.cat([before_codes, after_codes]))
+        """Prompt of the dynamics model, up to the action's first token.
+
+        Args:
+            before_codes: int64 [N].
+            after_codes: int64 [N] or, for many prompts at once, [K, N].
+
+        Returns:
+            int64 [S] or [K, S] on the device of `before_codes`.
+        """
+        codes = torch.cat([before_codes.expand_as(after_codes), after_codes], dim=-1)
+        return self._prompt_ids(self.inverse_prompt, codes)
 
     def action_ids(self, action: str) -> torch.Tensor:
         """Tokens of an action, ending with eos: int64 [A], on the CPU.
@@ -178,8 +187,10 @@ class ChameleonFamily:
         placeholders = processor.image_token * self.num_image_tokens
         image = f"{processor.image_start_token}{placeholders}{processor.image_end_token}"
         text = text.replace(processor.image_token, image) + self.tokenizer.sep_token
-        ids = torch.tensor(self.tokenizer(text).input_ids, device=codes.device)
-        ids[ids == processor.image_token_id] = self.image_token_ids.to(codes.device)[codes]
+        ids = torch.tensor(self.tokenizer(text).input_ids)
+        is_image = (ids == processor.image_token_id).to(codes.device)
+        ids = ids.to(codes.device).repeat(*codes.shape[:-1], 1)
+        ids[..., is_image] = self.image_token_ids.to(codes.device)[codes]
         return ids
 
     # --- Models ---

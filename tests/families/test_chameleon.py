@@ -21,6 +21,12 @@ def test_inverse_prompt_is_the_stock_processors(pipe):
     assert pipe.family.inverse_prompt_ids(BEFORE, AFTER).equal(expected)
 
 
+def test_inverse_prompts_of_many_images_after_are_those_of_each(pipe):
+    afters = torch.stack([AFTER, BEFORE, AFTER.flip(0)])
+    each = [pipe.family.inverse_prompt_ids(BEFORE, after) for after in afters]
+    assert pipe.family.inverse_prompt_ids(BEFORE, afters).equal(torch.stack(each))
+
+
 def test_action_ends_with_eos_and_reads_back(pipe):
     ids = pipe.family.action_ids(ACTION)
     assert ids[-1] == pipe.processor.tokenizer.eos_token_id

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bwm_pipelines.editors import BestOfNOutput, best_of_n
     from bwm_pipelines.pipelines.dynamics_verifier import (
         DynamicsVerifierPipeline,
         ExplanationOutput,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from bwm_pipelines.sampling import Interrupted
 
 __all__ = [
+    "BestOfNOutput",
     "ChameleonWorldModelPipeline",
     "DynamicsVerifierPipeline",
     "ExplanationOutput",
@@ -25,10 +27,12 @@ __all__ = [
     "NamedActionOutput",
     "VerifierOutput",
     "WorldModelOutput",
+    "best_of_n",
     "default_checkpoint",
 ]
 
 _MODULES = {
+    "BestOfNOutput": "bwm_pipelines.editors",
     "ChameleonWorldModelPipeline": "bwm_pipelines.pipelines.world_model",
     "DynamicsVerifierPipeline": "bwm_pipelines.pipelines.dynamics_verifier",
     "ExplanationOutput": "bwm_pipelines.pipelines.dynamics_verifier",
@@ -36,6 +40,7 @@ _MODULES = {
     "NamedActionOutput": "bwm_pipelines.pipelines.dynamics_verifier",
     "VerifierOutput": "bwm_pipelines.pipelines.dynamics_verifier",
     "WorldModelOutput": "bwm_pipelines.pipelines.world_model",
+    "best_of_n": "bwm_pipelines.editors",
 }
 
 

@@ -139,8 +139,7 @@ def train(
             remove_unused_columns=False,
             report_to=[],
             ddp_find_unused_parameters=False,
-            save_total_limit=2,
-            **recipe.trainer,
+            **{"save_total_limit": 2, **recipe.trainer},
         ),
     )
     trainer.accelerator.wait_for_everyone()
@@ -157,9 +156,10 @@ def main() -> None:
     parser.add_argument("--codes", nargs="+", required=True, help="folders of coded scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log.jsonl and final")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="entries that replace the recipe's")
     parser.add_argument("--steps", type=int, help="instead of the recipe's number of steps or epochs")
     args = parser.parse_args()
-    recipe = Recipe.read(args.recipe)
+    recipe = Recipe.read(args.recipe, args.set)
     recipe.trainer["seed"] = args.seed
     if args.steps is not None:
         recipe.trainer["max_steps"] = args.steps

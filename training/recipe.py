@@ -3,6 +3,7 @@
 `recipes/` holds the paper's values for 7B and ours for playroom.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -44,13 +45,20 @@ class Recipe:
     lora: dict[str, Any] | None = None
 
     @classmethod
-    def read(cls, path: Path) -> "Recipe":
+    def read(cls, path: Path, changes: Sequence[str] = ()) -> "Recipe":
         """Reads a YAML file with these keys.
 
+        Args:
+            path: the file.
+            changes: "key=value" each, the value in YAML; they replace what the file says.
+
         Raises:
-            ValueError: the file names a key or an objective that there is not.
+            ValueError: file or changes name a key or an objective that there is not.
         """
         entries = yaml.safe_load(path.read_text())
+        for change in changes:
+            key, _, value = change.partition("=")
+            entries[key] = yaml.safe_load(value)
         known = {entry.name for entry in fields(cls)}
         if unknown := sorted(set(entries) - known):
             raise ValueError(f"`recipe` {str(path)!r} has the unknown key {unknown[0]!r}; known are {sorted(known)}.")

@@ -16,6 +16,7 @@ import hashlib
 import json
 import multiprocessing
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from training.evaluation.intervals import mean, proportion
 from training.evaluation.over_editing import changed_elsewhere, is_clean
 from training.evaluation.rows import claim, describe_run, resume_rows, write_json
 from training.playroom.actions import PARAPHRASES, fold
-from training.playroom.episodes import Episode, choose_balanced, commands_held_out, play_episode
+from training.playroom.episodes import Episode, Outcome, choose_balanced, commands_held_out, play_episode
 from training.playroom.room import Room
 
 CANDIDATE_COUNTS = (1, 2, 4, 8)
@@ -39,7 +40,7 @@ def evaluate_episode(
     world: ChameleonWorldModelPipeline, verifier: DynamicsVerifierPipeline, episode: Episode, seed: int
 ) -> dict:
     """One row: what was commanded, which candidates succeeded, how the verifier ranked them, what it calls the truth."""
-    commanded, action = draw_command(np.random.default_rng([episode.seed, seed]), episode)
+    commanded, action = draw_command(np.random.default_rng([episode.seed, seed]), episode.outcomes)
     command, truth = episode.outcomes[commanded].action, episode.outcomes[commanded].after
     output = world(
         Image.fromarray(episode.before),
@@ -48,8 +49,8 @@ def evaluate_episode(
         generator=torch.Generator().manual_seed(episode.seed + seed),
         output_type="np",
     )
-    rivals = np.stack([outcome.after for outcome in episode.outcomes] + [episode.before]).astype(np.float32) / 255
-    nearest = [_nearest(rivals, image) for image in output.images]
+    rivals = rival_pictures(episode.before, episode.outcomes)
+    nearest = [nearest_rival(rivals, image) for image in output.images]
     by_sampling_order = sorted(range(len(nearest)), key=lambda rank: output.order[rank])
     reconstruction = _round_trip(world, np.stack([episode.before, truth]))
     elsewhere = [changed_elsewhere(image, reconstruction["after"], episode.before, truth) for image in output.images]
@@ -67,18 +68,24 @@ def evaluate_episode(
         "named": verifier.name_action(Image.fromarray(episode.before), Image.fromarray(truth)).action,
         "truth": command.phrase(),
         "psnr": reconstruction["psnr"],
-        "tokenizer_nearest": _nearest(rivals, reconstruction["after"]) == commanded,
+        "tokenizer_nearest": nearest_rival(rivals, reconstruction["after"]) == commanded,
     }
 
 
-def draw_command(rng: np.random.Generator, episode: Episode) -> tuple[int, str]:
+def draw_command(rng: np.random.Generator, outcomes: Sequence[Outcome]) -> tuple[int, str]:
     """Which outcome is commanded, balanced over verbs, and in which words."""
-    actions = [outcome.action for outcome in episode.outcomes]
+    actions = [outcome.action for outcome in outcomes]
     (command,) = choose_balanced(rng, actions, 1)
     return actions.index(command), command.say(rng)
 
 
-def _nearest(rivals: np.ndarray, image: np.ndarray) -> int:
+def rival_pictures(before: np.ndarray, outcomes: Sequence[Outcome]) -> np.ndarray:
+    """What the room may look like: after each action, and last unchanged; float32 [R, H, W, 3] in [0, 1]."""
+    return np.stack([outcome.after for outcome in outcomes] + [before]).astype(np.float32) / 255
+
+
+def nearest_rival(rivals: np.ndarray, image: np.ndarray) -> int:
+    """Index of the picture of [R, H, W, 3] with the least mean squared error from [H, W, 3]."""
     return int(np.square(rivals - image).mean((1, 2, 3)).argmin())
 
 

@@ -50,14 +50,21 @@ def play_episode(room: Room, split: str, index: int, size: int, max_actions: int
     actions = [a for a in room.possible_actions() if split != "train" or not commands_held_out(a)]
     if max_actions is not None:
         actions = choose_balanced(np.random.default_rng([seed, 1]), actions, max_actions)
+    return Episode(seed, before, visible_outcomes(room, state, before, actions))
+
+
+def visible_outcomes(
+    room: Room, state: tuple[np.ndarray, np.ndarray, bool], before: np.ndarray, actions: list[Action]
+) -> tuple[Outcome, ...]:
+    """Plays each action from `state`, of which `before` is the picture; those whose outcome nobody would see are left out."""
     outcomes = []
     for action in actions:
         room.restore(state)
         play(room, action)
-        after = room.render(size)
+        after = room.render(before.shape[0])
         if visibly_different(before, after):
             outcomes.append(Outcome(action, after))
-    return Episode(seed, before, tuple(outcomes))
+    return tuple(outcomes)
 
 
 def commands_held_out(action: Action) -> bool:

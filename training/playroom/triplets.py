@@ -26,14 +26,16 @@ from training.playroom.room import Room
 SCENES_PER_SHARD = 100
 
 
-def write_shard(shard: int, *, split: str, scenes: int, actions_per_scene: int, size: int, out: Path) -> int:
+def write_shard(
+    shard: int, *, split: str, scenes: int, actions_per_scene: int, size: int, out: Path, first: int = 0
+) -> int:
     """Plays the scenes of one shard and writes their triplets; returns how many. An existing shard is left alone."""
     path = out / f"{shard:05d}.parquet"
     if path.exists():
         return pq.read_metadata(path).num_rows
     room, rows = Room(), []
     for index in range(shard * SCENES_PER_SHARD, min((shard + 1) * SCENES_PER_SHARD, scenes)):
-        rows += triplet_rows(play_episode(room, split, index, size, actions_per_scene))
+        rows += triplet_rows(play_episode(room, split, first + index, size, actions_per_scene))
     room.close()
     temporary = path.with_suffix(".tmp")
     pq.write_table(pa.Table.from_pylist(rows), temporary)
@@ -75,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=("train", "validation", "test"), default="train")
     parser.add_argument("--scenes", type=int, required=True, help="number of scenes (states)")
+    parser.add_argument("--first", type=int, default=0, help="index of the first scene of the split")
     parser.add_argument("--actions-per-scene", type=int, default=6, help="actions played from each state")
     parser.add_argument("--size", type=int, default=96, help="picture side in pixels")
     parser.add_argument("--out", type=Path, required=True, help="folder for the Parquet shards")
@@ -85,6 +88,7 @@ def main() -> None:
         write_shard,
         split=args.split,
         scenes=args.scenes,
+        first=args.first,
         actions_per_scene=args.actions_per_scene,
         size=args.size,
         out=args.out,

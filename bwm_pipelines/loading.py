@@ -36,13 +36,24 @@ def check_folder(folder: Path, required: list[str], optional: list[str]) -> None
             raise ValueError(f"`pretrained_model_name_or_path`: {folder} has no {name}; get the whole checkpoint.")
 
 
+def has_weights(folder: Path, component: str) -> bool:
+    """Whether the index of a pipeline folder names that component.
+
+    Raises:
+        ValueError: the index is missing or damaged.
+    """
+    library, _ = _read_json(folder / "model_index.json").get(component) or (None, None)
+    return library is not None
+
+
 def check_finite(models: dict[str, nn.Module]) -> None:
     """Refuse models with a tensor that holds NaN or infinity.
 
     Raises:
         ValueError: the first such tensor, by component and name.
     """
-    for component, model in models.items():
+    unique = {model: component for component, model in reversed(models.items())}
+    for model, component in unique.items():
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
                 raise ValueError(

@@ -163,7 +163,7 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
         candidate_codes = self.encode_images(candidates, "candidates")
 
         # 3. Score: the candidates, and the image before as its own after
-        with self.progress_bar(total=len(candidate_codes) + 1) as bar:
+        with self.progress_bar(total=len(candidate_codes) + 1) as bar, self._computing_as("dynamics_model"):
             ranking = score_candidates(
                 self.family,
                 self.dynamics_model,
@@ -240,14 +240,17 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
             raise ValueError(f"`afters` must be as many as `befores`, {len(before_codes)}, got {len(after_codes)}.")
         pairs = zip(before_codes, after_codes, strict=True)
         prompts = torch.stack([self.family.inverse_prompt_ids(before, after) for before, after in pairs])
-        actions = greedy_actions(
-            lambda ids, cache, num_logits: self.family.text_step(self.dynamics_model, ids, cache, num_logits),
-            prompts,
-            eos_token_id=self.family.tokenizer.eos_token_id,
-            image_token_ids=self.family.image_token_ids,
-            max_new_tokens=min(max_new_tokens, self.dynamics_model.config.max_position_embeddings - prompts.shape[1]),
-            on_token=self._step_reporter(callback_on_step_end),
-        )
+        with self._computing_as("dynamics_model"):
+            actions = greedy_actions(
+                lambda ids, cache, num_logits: self.family.text_step(self.dynamics_model, ids, cache, num_logits),
+                prompts,
+                eos_token_id=self.family.tokenizer.eos_token_id,
+                image_token_ids=self.family.image_token_ids,
+                max_new_tokens=min(
+                    max_new_tokens, self.dynamics_model.config.max_position_embeddings - prompts.shape[1]
+                ),
+                on_token=self._step_reporter(callback_on_step_end),
+            )
         self.maybe_free_model_hooks()
         return [
             NamedActionOutput(action=self.family.action_text(ids), score=log_probs.mean().item())
@@ -290,7 +293,8 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
             raise ValueError(f"`window` must be odd, so that it has a patch in its middle, got {window}.")
         self._interrupt = False
         before_codes, after_codes = self._encode_one(before, "before"), self._encode_one(after, "after")
-        with self.progress_bar(total=len(changed_patches(before_codes, after_codes)) + 2) as bar:
+        steps = len(changed_patches(before_codes, after_codes)) + 2
+        with self.progress_bar(total=steps) as bar, self._computing_as("dynamics_model"):
             evidence = gather_evidence(
                 self.family,
                 self.dynamics_model,

@@ -242,7 +242,7 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         # 3. Sample candidates
         chunks = math.ceil(num_candidates / (candidate_batch_size or num_candidates))
         self._num_timesteps = len(actions) * chunks * self.family.num_image_tokens
-        with self.progress_bar(total=self._num_timesteps) as bar:
+        with self.progress_bar(total=self._num_timesteps) as bar, self._computing_as("world_model"):
             report = self._step_reporter(callback_on_step_end, callback_on_step_end_tensor_inputs, bar)
             sampled = [
                 sample_codes(
@@ -266,18 +266,19 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         rankings = None
         if self.dynamics_model is not None:
             report = self._step_reporter(None)
-            rankings = [
-                score_candidates(
-                    self.family,
-                    self.dynamics_model,
-                    before,
-                    codes,
-                    action,
-                    candidate_batch_size=candidate_batch_size,
-                    on_chunk=report,
-                )
-                for before, codes, action in zip(before_codes, sampled, actions, strict=True)
-            ]
+            with self._computing_as("dynamics_model"):
+                rankings = [
+                    score_candidates(
+                        self.family,
+                        self.dynamics_model,
+                        before,
+                        codes,
+                        action,
+                        candidate_batch_size=candidate_batch_size,
+                        on_chunk=report,
+                    )
+                    for before, codes, action in zip(before_codes, sampled, actions, strict=True)
+                ]
 
         # 5. Order and decode
         orders = [ranking.order for ranking in rankings] if rankings else [list(range(num_candidates))] * len(actions)

@@ -165,6 +165,28 @@ def rollout(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return result, _rollout_report(result)
 
 
+def convert(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Make a checkpoint of published Chameleon weights: Meta's or transformers' layout, or PEFT adapters on these.
+
+    An interrupted conversion goes on where it was. What is written is read back and compared with the source.
+    """
+    from bwm_pipelines.conversion import convert as convert_weights
+
+    _quiet_loading()
+    names = ("forward_prompt", "inverse_prompt", "temperature", "top_p", "guidance_scale")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    result = convert_weights(
+        arguments.source,
+        arguments.dest,
+        role=arguments.role,
+        dynamics=arguments.dynamics,
+        base=arguments.base,
+        vqgan=arguments.vqgan,
+        **given,
+    )
+    return result, _conversion_report(result)
+
+
 def _roll_out(image: Image.Image, arguments: argparse.Namespace) -> list[Frame]:
     import torch
 
@@ -199,16 +221,21 @@ def _check_words(action: str) -> None:
 
 
 def _load(pipeline: type[DiffusionPipeline], checkpoint: str) -> DiffusionPipeline:
-    import diffusers
     import torch
+
+    _quiet_loading()
+    pipe = pipeline.from_pretrained(checkpoint)
+    pipe.set_progress_bar_config(disable=None)  # shown in a terminal only
+    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _quiet_loading() -> None:
+    import diffusers
     import transformers
 
     if not sys.stderr.isatty():
         for library in (diffusers, transformers):
             library.utils.logging.disable_progress_bar()
-    pipe = pipeline.from_pretrained(checkpoint)
-    pipe.set_progress_bar_config(disable=None)  # shown in a terminal only
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # Output
@@ -244,6 +271,22 @@ def _rollout_report(result: dict[str, Any]) -> str:
     ]
     table = _table(["step", "score", "margin", "changed", "action"], rows)
     return f"{table}\nFilm strip: {result['film_strip']}\nGIF: {result['gif']}"
+
+
+def _conversion_report(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['dest']}: {', '.join(result['components'])}",
+        f"Image tokens equal to those of transformers: {result['code_agreement']:.1%}.",
+        f"A picture encoded and decoded: {result['reconstruction_psnr']:.1f} dB.",
+    ]
+    for component in sorted(result.keys() & {"world_model", "dynamics_model"}):
+        found = result[component]
+        lines.append(f"Logits of {component}: {found['max_logit_difference']:.1e} from the source at most.")
+        lines.append(f"Plain English in {component}: {found['nats_per_token']:.2f} nats a token.")
+    if result["vqgan_dtype"] != "float32":
+        lines.append(f"The image tokenizer was stored in {result['vqgan_dtype']}: give --vqgan for its exact tokens.")
+    lines.append("NOTICE in that folder names the licence: the Chameleon Research License.")
+    return "\n".join(lines)
 
 
 def _verdict(changed: bool) -> str:
@@ -285,14 +328,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(command: Command, summary: str) -> argparse.ArgumentParser:
+    def add(command: Command, summary: str, checkpoint: bool = True) -> argparse.ArgumentParser:
         added = commands.add_parser(command.__name__, help=summary, description=command.__doc__)
         added.set_defaults(command=command)
-        added.add_argument(
-            "--checkpoint",
-            default=str(default_checkpoint()),
-            help="a folder or a Hub id (default: the playroom checkpoint of this package)",
-        )
+        if checkpoint:
+            added.add_argument(
+                "--checkpoint",
+                default=str(default_checkpoint()),
+                help="a folder or a Hub id (default: the playroom checkpoint of this package)",
+            )
         added.add_argument("--json", action="store_true", help="print one JSON object")
         return added
 
@@ -315,7 +359,30 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("image", metavar="IMAGE", help=image_help)
     one.add_argument("action", nargs="+", metavar="ACTION", help="the actions in words, in their order")
     _add_sampling(one, Path("out", "rollout"))
+
+    one = add(convert, "make a checkpoint of published Chameleon weights", checkpoint=False)
+    _add_conversion(one)
     return parser
+
+
+def _add_conversion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="folder of a whole model or of a PEFT adapter")
+    parser.add_argument("dest", metavar="DEST", help="the folder to make")
+    parser.add_argument(
+        "--as",
+        dest="role",
+        default="world",
+        choices=["world", "dynamics", "both"],
+        help="what SOURCE is (default: world)",
+    )
+    parser.add_argument("--dynamics", metavar="DIR", help="dynamics model beside it; an adapter if SOURCE is one")
+    parser.add_argument("--base", metavar="DIR", help="the whole model that adapters were trained on")
+    parser.add_argument("--vqgan", metavar="FILE", help="Meta's vqgan.ckpt, for a SOURCE without an image decoder")
+    parser.add_argument("--forward-prompt", metavar="TEXT", help="world model's template with <image> and {action}")
+    parser.add_argument("--inverse-prompt", metavar="TEXT", help="dynamics model's template with <image> twice")
+    parser.add_argument("--temperature", type=float, help="the checkpoint's default for sampling")
+    parser.add_argument("--top-p", type=float, help="likewise")
+    parser.add_argument("--guidance-scale", type=float, help="likewise")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, output: Path) -> None:

@@ -1,0 +1,170 @@
+"""What was written is read back and computed with: tokens and logits must be those of the source.
+
+Everything runs in float32 and layer by layer, so that a 7B model needs about the memory of two of its layers.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import VQModel
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAE
+
+from bwm_pipelines import default_checkpoint
+from bwm_pipelines.conversion.language_model import VQ_PREFIX, MetaWeights
+from bwm_pipelines.conversion.weights import Read, Weights, weights_of_folder
+from bwm_pipelines.families import ChameleonFamily
+from bwm_pipelines.images import open_image, to_pixels
+
+LOGIT_TOLERANCE = 1e-3  # of the largest logit; float32 in another order of summation stays below 1e-5
+CODE_AGREEMENT = 0.99  # two codebook entries may be equally near
+
+
+@torch.no_grad()
+def verify_tokens(folder: Path, model: str, family: ChameleonFamily) -> dict[str, float]:
+    """Encode a picture with the written `VQModel` and with transformers' own encoder, and decode it again.
+
+    Args:
+        folder: the pipeline folder.
+        model: the component whose `ChameleonVQVAE` is asked.
+        family: tells the size of images.
+
+    Returns:
+        `code_agreement`, 0-1, and `reconstruction_psnr` in dB.
+
+    Raises:
+        ValueError: the two disagree, or the decoder gives no finite image.
+    """
+    pixels = to_pixels([open_image(default_checkpoint() / "sample_scene.png")], family.image_size)
+    family.vqgan = VQModel.from_pretrained(folder / "vqgan")
+    codes = family.encode_image(pixels)
+    config = ChameleonConfig.from_pretrained(folder / model).vq_config
+    with torch.device("meta"):
+        encoder = ChameleonVQVAE(config)
+    with weights_of_folder(folder / model).open() as read:
+        state = {name: read(f"{VQ_PREFIX}{name}").float() for name in encoder.state_dict()}
+    encoder.load_state_dict(state, assign=True)
+    agreement = (encoder.encode(pixels).image_tokens.reshape(1, -1) == codes).float().mean().item()
+    if agreement < CODE_AGREEMENT:
+        raise ValueError(
+            f"`source`: the converted image tokenizer gives the same tokens as transformers' in {agreement:.1%} of the "
+            "patches only; `vqgan` and the model are not of one checkpoint."
+        )
+    error = (family.decode_image(codes) - pixels).square().mean().item()
+    if not math.isfinite(error):
+        raise ValueError("`vqgan`: the decoder gives values that are not finite; get an undamaged vqgan.ckpt.")
+    return {"code_agreement": agreement, "reconstruction_psnr": 10 * math.log10(4 / error)}
+
+
+@torch.no_grad()
+def verify_logits(folder: Path, source: Weights, text: Tensor, image: Tensor) -> dict[str, float]:
+    """Compare the logits of a written model with those of its source.
+
+    Args:
+        folder: of the written model.
+        source: what it was made of: in Meta's layout it is computed as Meta does, with its own order of dimensions.
+        text, image: tokens to compute with, int64 [S] and [T].
+
+    Returns:
+        `max_logit_difference`, and `nats_per_token`: mean -log p of `text`, which says whether the model can read.
+
+    Raises:
+        ValueError: the logits differ, or are not finite.
+    """
+    config, ids = ChameleonConfig.from_pretrained(folder), torch.cat([text, image])
+    with weights_of_folder(folder).open() as read:
+        found = stock_logits(config, read, ids)
+    with source.open() as read:
+        expected = (meta_logits if isinstance(source, MetaWeights) else stock_logits)(config, read, ids)
+    difference, scale = (found - expected).abs().max().item(), expected.abs().max().item()
+    if not difference <= LOGIT_TOLERANCE * scale:  # also where one is not finite
+        raise ValueError(
+            f"`source`: the logits of the converted model differ from those of its source by {difference:g} "
+            f"(the largest is {scale:g}); the weights are damaged or of an unknown kind."
+        )
+    nats = F.cross_entropy(found[: len(text) - 1], text[1:]).item()
+    return {"max_logit_difference": difference, "nats_per_token": nats}
+
+
+def stock_logits(config: ChameleonConfig, read: Read, ids: Tensor) -> Tensor:
+    """Logits [S, V] of tokens [S] through transformers' layers, one at a time."""
+    with torch.device("meta"):
+        model = ChameleonForConditionalGeneration(config)
+    rotary = type(model.model.rotary_emb)(config)
+    hidden = read("model.embed_tokens.weight")[ids][None].float()
+    positions = rotary(hidden, torch.arange(len(ids))[None])
+    mask = torch.full((len(ids), len(ids)), -torch.inf).triu(1)[None, None]
+
+    def run(module: torch.nn.Module, prefix: str, *args: Any, **kwargs: Any) -> Any:
+        state = {name: read(f"{prefix}.{name}").float() for name in module.state_dict()}
+        return functional_call(module, state, args, kwargs)
+
+    for number, layer in enumerate(tqdm(model.model.layers, desc="Reading back", disable=None)):
+        output = run(layer, f"model.layers.{number}", hidden, attention_mask=mask, position_embeddings=positions)
+        hidden = output[0] if isinstance(output, tuple) else output
+    return run(model.lm_head, "lm_head", run(model.model.norm, "model.norm", hidden))[0]
+
+
+def meta_logits(config: ChameleonConfig, read: Read, ids: Tensor) -> Tensor:
+    """Logits [S, V] of tokens [S] as Meta's code computes them from Meta's tensors (arXiv 2405.09818, section 2)."""
+    eps, turns = config.rms_norm_eps, _turns(config, len(ids))
+    hidden = read("tok_embeddings.weight")[ids].float()
+    for number in tqdm(range(config.num_hidden_layers), desc="Reading back", disable=None):
+
+        def weight(name: str, prefix: str = f"layers.{number}.") -> Tensor:
+            return read(prefix + name).float()
+
+        def block(norm: str, inner: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+            if config.swin_norm:
+                return x + _rms_norm(inner(x), weight(norm), eps)
+            return x + inner(_rms_norm(x, weight(norm), eps))
+
+        hidden = block("attention_norm.weight", lambda x: _attention(config, weight, x, turns), hidden)
+        hidden = block("ffn_norm.weight", lambda x: _feed_forward(weight, x), hidden)
+    return _rms_norm(hidden, read("norm.weight").float(), eps) @ read("output.weight").float().T
+
+
+def _attention(config: ChameleonConfig, weight: Read, x: Tensor, turns: Tensor) -> Tensor:
+    groups = config.num_attention_heads // config.num_key_value_heads
+
+    def heads(name: str, norm: str | None = None) -> Tensor:
+        """[H, S, d]"""
+        found = (x @ weight(f"attention.{name}.weight").T).unflatten(
+            -1, (-1, config.hidden_size // config.num_attention_heads)
+        )
+        if norm is None:
+            return found.transpose(0, 1)
+        scale, shift = (weight(f"attention.{norm}.{kind}") for kind in ("weight", "bias"))  # [ranks, d]
+        each = found.shape[1] // len(scale)
+        found = F.layer_norm(found, found.shape[-1:])
+        found = found * scale.repeat_interleave(each, 0) + shift.repeat_interleave(each, 0)
+        pairs = torch.view_as_complex(found.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * turns[:, None]).flatten(-2).transpose(0, 1)
+
+    queries, keys = heads("wq", "q_normalization"), heads("wk", "k_normalization").repeat_interleave(groups, 0)
+    values = heads("wv").repeat_interleave(groups, 0)
+    seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    return seen.transpose(0, 1).flatten(1) @ weight("attention.wo.weight").T
+
+
+def _feed_forward(weight: Read, x: Tensor) -> Tensor:
+    gate, up, down = (weight(f"feed_forward.{name}.weight").T for name in ("w1", "w3", "w2"))
+    return (F.silu(x @ gate) * (x @ up)) @ down
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def _turns(config: ChameleonConfig, length: int) -> Tensor:
+    """How far each pair of dimensions turns at each position: complex [S, d / 2]."""
+    size = config.hidden_size // config.num_attention_heads
+    speeds = config.rope_parameters["rope_theta"] ** -(torch.arange(0, size, 2) / size)
+    angles = torch.outer(torch.arange(length), speeds)
+    return torch.polar(torch.ones_like(angles), angles)

@@ -6,6 +6,7 @@ A pipeline folder like any other, from which `training.fit` starts.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Pre
 from bwm_pipelines import ChameleonWorldModelPipeline
 from training.playroom.actions import ALL_SENTENCES
 from training.text_tokenizer import build_processor, build_tokenizer
+from training.triplets import load_triplets, shards_of
 
 # The action stands before the image: every token of the before image is then read in its light, and a token of the after
 # image finds its place in the before image at one constant distance. Far easier to learn for a small model.
@@ -25,7 +27,13 @@ HEAD_SIZE = 64
 
 
 def new_checkpoint(
-    vqgan: VQModel, *, image_size: int, width: int, layers: int, positions: int = 512
+    vqgan: VQModel,
+    *,
+    image_size: int,
+    width: int,
+    layers: int,
+    positions: int = 512,
+    sentences: Iterable[str] = ALL_SENTENCES,
 ) -> ChameleonWorldModelPipeline:
     """A pipeline whose world model and dynamics model start from the same random weights (torch's global seed).
 
@@ -35,9 +43,10 @@ def new_checkpoint(
         width: hidden size, a multiple of 64.
         layers: number of decoder layers.
         positions: longest sequence in tokens.
+        sentences: what the text tokenizer learns its words from.
     """
     num_image_tokens = (image_size // 2 ** (len(vqgan.config.block_out_channels) - 1)) ** 2
-    tokenizer = build_tokenizer(ALL_SENTENCES, num_codes=vqgan.config.num_vq_embeddings, vocab_size=VOCABULARY)
+    tokenizer = build_tokenizer(sentences, num_codes=vqgan.config.num_vq_embeddings, vocab_size=VOCABULARY)
     model = _small_chameleon(tokenizer, width, layers, positions)
     twin = ChameleonForConditionalGeneration(model.config)
     twin.load_state_dict(model.state_dict())
@@ -80,12 +89,17 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96, help="side of its images in pixels")
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--words", type=Path, help="folder of triplets whose words to learn; default: playroom's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     pipe = new_checkpoint(
-        VQModel.from_pretrained(args.vqgan), image_size=args.image_size, width=args.width, layers=args.layers
+        VQModel.from_pretrained(args.vqgan),
+        image_size=args.image_size,
+        width=args.width,
+        layers=args.layers,
+        sentences=load_triplets(shards_of(args.words))["action"][:] if args.words else ALL_SENTENCES,
     )
     pipe.save_pretrained(args.out)
 

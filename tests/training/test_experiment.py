@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from training.experiment.__main__ import run
+from training.experiment.jobs import run
 from training.experiment.plan import QUESTIONS, VARIANTS, Plan, Size
 from training.experiment.plots import write_plots
 from training.experiment.report import difference, figures, mean_over_seeds, summarise, tables

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.experiment.jobs import Job
+
 RECIPES = Path("training/recipes/experiment")
 SAMPLING = ["--temperature", "0.7", "--guidance-scale", "2"]
 WEIGHTED = "weights={floor: 0.1}"
@@ -52,14 +54,6 @@ QUESTIONS = {
     "jitter_no_weighting": Variant(synthetic=0.5, changes=(JITTER,)),
 }
 ROLLED_OUT = ("c_ft", "cwm")  # by the first and the last of the method
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command, `python -m` left out, and the names of the jobs that must be done before."""
-
-    command: list[str]
-    needs: tuple[str, ...] = ()
 
 
 class Plan:

@@ -4,6 +4,7 @@ They are put into the layers of the base, as transformers' own integration does,
 for only where there is an adapter.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,9 @@ def load_adapter(model: PreTrainedModel, component: str, folder: Path) -> None:
         config = PeftConfig.from_pretrained(str(folder), inference_mode=True)
         tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(folder / WEIGHTS).items()}
         # Not `model.load_adapter`, which takes the tensors of the other adapter for missing ones.
-        inject_adapter_in_model(config, model, name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the other adapter is meant to be there
+            inject_adapter_in_model(config, model, name)
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"`{name}`: {folder} cannot be put onto this base ({reason}).") from error

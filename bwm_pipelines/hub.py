@@ -77,7 +77,7 @@ def fetch_adapter(source: str, argument: str, **options: Any) -> Path:
         hf_hub_download(name, CONFIG, revision=revision or None, **options)
         return Path(hf_hub_download(name, WEIGHTS, revision=revision or None, **options)).parent
     except _TROUBLE as error:
-        raise ValueError(_refusal(error, argument, name, revision or None, WEIGHTS)) from error
+        raise ValueError(_refusal(error, argument, name, revision or None, f"{CONFIG} and {WEIGHTS}")) from error
 
 
 def _refusal(error: Exception, argument: str, name: str, revision: str | None, file: str) -> str:

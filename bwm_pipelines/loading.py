@@ -36,6 +36,17 @@ def check_folder(folder: Path, required: list[str], optional: list[str]) -> None
             raise ValueError(f"`pretrained_model_name_or_path`: {folder} has no {name}; get the whole checkpoint.")
 
 
+def check_index(folder: Path, required: list[str]) -> None:
+    """Refuse a pipeline folder whose index lacks a component: possible before the weights are there.
+
+    Raises:
+        ValueError: in one line, what is missing and where.
+    """
+    for name in required:
+        if not has_weights(folder, name):
+            raise ValueError(f"`pretrained_model_name_or_path`: {folder} has no {name}; get the whole checkpoint.")
+
+
 def has_weights(folder: Path, component: str) -> bool:
     """Whether the index of a pipeline folder names that component.
 

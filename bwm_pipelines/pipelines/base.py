@@ -20,18 +20,10 @@ from bwm_pipelines.adapters import ADAPTERS, adapter_of, has_adapter, load_adapt
 from bwm_pipelines.families import ChameleonFamily
 from bwm_pipelines.hub import ADAPTERS_FOLDER, OPTIONS, fetch_adapter, fetch_folders, fetch_index
 from bwm_pipelines.images import ImageInput, as_pil_images, to_pixels
-from bwm_pipelines.loading import check_finite, check_folder, has_weights
+from bwm_pipelines.loading import check_finite, check_folder, check_index, has_weights
 from bwm_pipelines.sampling import Interrupted
 
 StepCallback = Callable[[DiffusionPipeline, int, int, dict], dict | None]
-
-
-class _Base(DiffusionPipeline):
-    """Loads the model that two adapters share, alone, for a pipeline that knows it by another name."""
-
-    def __init__(self, world_model: ChameleonForConditionalGeneration):
-        super().__init__()
-        self.register_modules(world_model=world_model)
 
 
 class CheckpointPipeline(DiffusionPipeline):
@@ -82,13 +74,14 @@ class CheckpointPipeline(DiffusionPipeline):
         shares_base = "dynamics_model" in adapters and not has_weights(folder, "dynamics_model")
         if shares_base:
             wanted = wanted - {"dynamics_model"} | {"world_model"} - kwargs.keys()
+        required = sorted(wanted - set(cls._optional_components))
+        check_index(folder, required)
         if commit is not None:
             fetch_folders(name, commit, sorted(wanted), **options)
-        required = sorted(wanted - set(cls._optional_components))
         check_folder(folder, required, sorted(wanted & set(cls._optional_components)))
         try:
             if shares_base and "world_model" not in modules:
-                kwargs["dynamics_model"] = _Base.from_pretrained(str(folder), **kwargs).world_model
+                kwargs["dynamics_model"] = cls._load_world_model(folder, **kwargs)
             pipe = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
             reason = str(error).strip().partition("\n")[0]
@@ -128,6 +121,17 @@ class CheckpointPipeline(DiffusionPipeline):
                 if (folder / own).is_dir():
                     adapters[component] = folder / own
         return adapters
+
+    @classmethod
+    def _load_world_model(cls, folder: Path, **kwargs: Any) -> ChameleonForConditionalGeneration:
+        """The world model alone, for a pipeline that knows it by another name."""
+
+        class Alone(DiffusionPipeline):
+            def __init__(self, world_model: ChameleonForConditionalGeneration):
+                super().__init__()
+                self.register_modules(world_model=world_model)
+
+        return Alone.from_pretrained(str(folder), **kwargs).world_model
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:

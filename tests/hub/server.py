@@ -49,6 +49,7 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
+        self.linked: dict[str, str] = {}
         self.requests: list[tuple[str, str]] = []
         self.writers = {"hf_writer"}
 
@@ -56,6 +57,7 @@ class Hub:
         handler = type("HubHandler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.storage_url = f"http://localhost:{self.server.server_port}"  # another host, as the Hub's storage is
         self.thread = Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
         return self
@@ -73,12 +75,10 @@ class Hub:
         return repository
 
     def downloaded(self) -> set[str]:
-        """Paths of the files whose bytes were asked for."""
-        return {
-            path.split("/resolve/")[1].split("/", 1)[1]
-            for verb, path in self.requests
-            if verb == "GET" and "/resolve/" in path
-        }
+        """Paths of the files whose bytes were sent."""
+        paths = [path for verb, path in self.requests if verb == "GET"]
+        small = {path.split("/resolve/")[1].partition("/")[2] for path in paths if "/resolve/" in path}
+        return small | {self.linked[path.removeprefix("/lfs/")] for path in paths if path.startswith("/lfs/")}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -163,9 +163,9 @@ class Handler(BaseHTTPRequestHandler):
         if not is_large(path, data):
             return self.reply(200, data, ETag=f'"{entry(path, data)["oid"]}"', X_Repo_Commit=commit)
         oid = sha256(data).hexdigest()
-        self.hub.blobs[oid] = data
+        self.hub.blobs[oid], self.hub.linked[oid] = data, path
         linked = {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(data)), "X_Repo_Commit": commit}
-        self.reply(302, Location=f"{self.hub.url}/lfs/{oid}", **linked)
+        self.reply(302, Location=f"{self.hub.storage_url}/lfs/{oid}", **linked)
 
     def read_blob(self, oid: str) -> None:
         if self.command == "PUT":

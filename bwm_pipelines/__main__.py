@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
@@ -187,6 +188,24 @@ def convert(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return result, _conversion_report(result)
 
 
+def space(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Serve the page of the Hub Space on this machine, until Ctrl-C. Nothing is fetched from the web or shared."""
+    try:
+        from bwm_pipelines.space import serve
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ValueError("`space` needs Gradio; pip install 'bwm-pipelines[space]'.") from None
+    _quiet_loading()
+    page = serve(arguments.checkpoint, host=arguments.host, port=arguments.port, block=False)
+    print(f"Open {page.local_url} in a browser; Ctrl-C ends it.", file=sys.stderr)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        page.close(verbose=False)
+    return {"url": page.local_url, "checkpoint": arguments.checkpoint}, "The page is closed."
+
+
 def _roll_out(image: Image.Image, arguments: argparse.Namespace) -> list[Frame]:
     import torch
 
@@ -359,6 +378,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("image", metavar="IMAGE", help=image_help)
     one.add_argument("action", nargs="+", metavar="ACTION", help="the actions in words, in their order")
     _add_sampling(one, Path("out", "rollout"))
+
+    one = add(space, "open the page of the Hub Space on this machine")
+    one.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too (default: %(default)s)")
+    one.add_argument("--port", type=int, default=7860, help="default: %(default)s")
 
     one = add(convert, "make a checkpoint of published Chameleon weights", checkpoint=False)
     _add_conversion(one)

@@ -9,10 +9,13 @@ from functools import cache
 from os import PathLike
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PAPER, INK, MUTED, HAIRLINE = "#fbfaf7", "#1d1d1f", "#6c6c70", "#d9d7d0"
 GOOD, WARNING = "#157f5b", "#b4540a"
+EVIDENCE = "#ff730d"
 
 COLUMNS, TILE, LARGE_TILE = 4, 192, 384  # 192 and 384 are whole multiples of the playroom's 96 px
 FRAME, GAP, MARGIN = 6, 12, 40
@@ -93,6 +96,21 @@ def save_gif(frames: Sequence[Frame], file: str | PathLike[str], milliseconds: i
     pages = [ImageOps.expand(ImageOps.pad(tile, size, color=PAPER, centering=(0, 0)), GAP, PAPER) for tile in tiles]
     durations = [milliseconds] * (len(pages) - 1) + [2 * milliseconds]
     pages[0].save(file, format="GIF", save_all=True, append_images=pages[1:], duration=durations, loop=0)
+
+
+def evidence_overlay(image: Image.Image, heatmap: ArrayLike) -> Image.Image:
+    """The image darkened and grey, but in its own colours under an orange glow where the evidence for an action lies.
+
+    Args:
+        image: the image after, as the verifier sees it: square.
+        heatmap: float [grid, grid] in nats, as `DynamicsVerifierPipeline.explain` returns it.
+    """
+    image = image.convert("RGB")
+    evidence = np.asarray(heatmap, dtype=float)
+    relative = np.sqrt(np.clip(evidence / max(evidence.max(), 1e-6), 0, 1))
+    glow = Image.fromarray(np.rint(relative * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+    darkened = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size), 0.5)
+    return Image.composite(Image.blend(image, Image.new("RGB", image.size, EVIDENCE), 0.4), darkened, glow)
 
 
 def _score_lines(score: float, margin: float) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from bwm_pipelines.pictures import GOOD, LARGE_TILE, WARNING, Frame, film_strip, overview, save_gif
+from bwm_pipelines.pictures import GOOD, LARGE_TILE, WARNING, Frame, evidence_overlay, film_strip, overview, save_gif
 
 
 def noise(seed, size=(12, 12)):
@@ -85,3 +85,15 @@ def test_gif_shows_every_frame_in_order_and_repeats(tmp_path):
             gif.seek(number)
             assert gif.info["duration"] == (1000 if number == 2 else 500)
             assert has_colour(gif.convert("RGB"), colour)
+
+
+def test_evidence_glows_where_it_lies_and_nowhere_else():
+    picture = Image.new("RGB", (40, 40), (0, 0, 200))
+    heatmap = np.array([[4.0, 0.0], [-9.0, 0.0]])
+    glow = np.asarray(evidence_overlay(picture, heatmap), dtype=int)
+    assert glow[0, 0, 0] > 90 and glow[0, 0, 0] == glow[..., 0].max()  # orange over the strongest evidence
+    dark = glow[-5:, -5:]
+    assert dark.max() < 60 and np.ptp(dark) == 0  # grey and darkened without any, or against it
+    assert (glow[-5:, :5] == dark).all()
+    none = np.asarray(evidence_overlay(picture, -abs(heatmap)), dtype=int)
+    assert none.max() < 60

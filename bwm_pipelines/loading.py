@@ -66,7 +66,10 @@ def check_finite(models: dict[str, nn.Module]) -> None:
     unique = {model: component for component, model in reversed(models.items())}
     for model, component in unique.items():
         for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+            plain = (
+                type(tensor) is torch.Tensor and tensor.is_floating_point()
+            )  # quantized ones are classes of their own
+            if plain and not tensor.is_meta and not torch.isfinite(tensor).all():
                 raise ValueError(
                     f"`pretrained_model_name_or_path`: tensor {name} of {component} holds NaN or infinity; "
                     "get an undamaged checkpoint."

@@ -3,8 +3,8 @@
     python -m training.export --checkpoint runs/playroom/new --world runs/playroom/world/final \
         --dynamics runs/playroom/dynamics/final --out bwm_pipelines/checkpoints/playroom
 
-The folder is written under a temporary name and renamed; its README.md, written by hand, is kept. `sample_scene.png`, a scene
-that no training saw, goes beside the weights for the demonstration.
+The folder is written under a temporary name and renamed; its README.md, which `hub_cards.cards` makes from results, is
+kept. `sample_scene.png`, a scene that no training saw, goes beside the weights for the demonstration.
 """
 
 import argparse

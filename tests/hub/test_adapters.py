@@ -9,7 +9,9 @@ from pathlib import Path
 import accelerate
 import pytest
 import torch
+from diffusers import PipelineQuantizationConfig
 from safetensors.torch import load_file, save_file
+from transformers import TorchAoConfig
 
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline, Interrupted
 
@@ -163,6 +165,19 @@ def test_dtype_and_device_map(base, adapters, image, dtype):
     assert {p.dtype for p in pipe.world_model.parameters()} == {dtype}
     if dtype == torch.bfloat16:
         assert len(imagine(pipe, image).scores) == 3
+
+
+def test_quantized_base(base, adapters, merged, image):
+    torchao = pytest.importorskip("torchao.quantization", reason="needs torchao, which no extra installs")
+    quantized = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    mapping = PipelineQuantizationConfig(quant_mapping={"world_model": quantized})
+    pipe = load(base, adapters, quantization_config=mapping)
+    assert pipe.dynamics_model is pipe.world_model
+    assert type(pipe.world_model.model.layers[0].mlp.gate_proj.weight).__module__.startswith("torchao")
+    codes = imagine(merged, image).codes
+    verifiers = [DynamicsVerifierPipeline.from_pipe(p) for p in (pipe, merged)]
+    scores, expected = (verifier(image, codes, ACTION).scores for verifier in verifiers)
+    assert scores == pytest.approx(expected, abs=0.1)
 
 
 def refusal(base, kind=ValueError, **adapters) -> str:

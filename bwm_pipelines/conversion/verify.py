@@ -5,6 +5,7 @@ Everything runs in float32 and layer by layer, so that a 7B model needs about th
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Cha
 
 from bwm_pipelines import default_checkpoint
 from bwm_pipelines.conversion.language_model import VQ_PREFIX, MetaWeights
-from bwm_pipelines.conversion.weights import Read, Weights, weights_of_folder
+from bwm_pipelines.conversion.weights import Weights, weights_of_folder
 from bwm_pipelines.families import ChameleonFamily
 from bwm_pipelines.images import open_image, to_pixels
 
@@ -78,10 +79,8 @@ def verify_logits(folder: Path, source: Weights, text: Tensor, image: Tensor) ->
         ValueError: the logits differ, or are not finite.
     """
     config, ids = ChameleonConfig.from_pretrained(folder), torch.cat([text, image])
-    with weights_of_folder(folder).open() as read:
-        found = stock_logits(config, read, ids)
-    with source.open() as read:
-        expected = (meta_logits if isinstance(source, MetaWeights) else stock_logits)(config, read, ids)
+    found = stock_logits(config, weights_of_folder(folder), ids)
+    expected = (meta_logits if isinstance(source, MetaWeights) else stock_logits)(config, source, ids)
     difference, scale = (found - expected).abs().max().item(), expected.abs().max().item()
     if not difference <= LOGIT_TOLERANCE * scale:  # also where one is not finite
         raise ValueError(
@@ -92,69 +91,76 @@ def verify_logits(folder: Path, source: Weights, text: Tensor, image: Tensor) ->
     return {"max_logit_difference": difference, "nats_per_token": nats}
 
 
-def stock_logits(config: ChameleonConfig, read: Read, ids: Tensor) -> Tensor:
+def stock_logits(config: ChameleonConfig, weights: Weights, ids: Tensor) -> Tensor:
     """Logits [S, V] of tokens [S] through transformers' layers, one at a time."""
     with torch.device("meta"):
         model = ChameleonForConditionalGeneration(config)
     rotary = type(model.model.rotary_emb)(config)
-    hidden = read("model.embed_tokens.weight")[ids][None].float()
+    hidden = _rows(weights, "model.embed_tokens.weight", ids)[None]
     positions = rotary(hidden, torch.arange(len(ids))[None])
     mask = torch.full((len(ids), len(ids)), -torch.inf).triu(1)[None, None]
 
-    def run(module: torch.nn.Module, prefix: str, *args: Any, **kwargs: Any) -> Any:
-        state = {name: read(f"{prefix}.{name}").float() for name in module.state_dict()}
-        return functional_call(module, state, args, kwargs)
+    def run(name: str, *args: Any, **kwargs: Any) -> Any:
+        state = _values(weights, f"{name}.")
+        return functional_call(model.get_submodule(name), state, args, kwargs)
 
-    for number, layer in enumerate(tqdm(model.model.layers, desc="Reading back", disable=None)):
-        output = run(layer, f"model.layers.{number}", hidden, attention_mask=mask, position_embeddings=positions)
+    for number in tqdm(range(config.num_hidden_layers), desc="Reading back", disable=None):
+        output = run(f"model.layers.{number}", hidden, attention_mask=mask, position_embeddings=positions)
         hidden = output[0] if isinstance(output, tuple) else output
-    return run(model.lm_head, "lm_head", run(model.model.norm, "model.norm", hidden))[0]
+    return run("lm_head", run("model.norm", hidden))[0]
 
 
-def meta_logits(config: ChameleonConfig, read: Read, ids: Tensor) -> Tensor:
+def meta_logits(config: ChameleonConfig, weights: Weights, ids: Tensor) -> Tensor:
     """Logits [S, V] of tokens [S] as Meta's code computes them from Meta's tensors (arXiv 2405.09818, section 2)."""
     eps, turns = config.rms_norm_eps, _turns(config, len(ids))
-    hidden = read("tok_embeddings.weight")[ids].float()
+
+    def block(gain: Tensor, inner: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return x + (_rms_norm(inner(x), gain, eps) if config.swin_norm else inner(_rms_norm(x, gain, eps)))
+
+    hidden = _rows(weights, "tok_embeddings.weight", ids)
     for number in tqdm(range(config.num_hidden_layers), desc="Reading back", disable=None):
-
-        def weight(name: str, prefix: str = f"layers.{number}.") -> Tensor:
-            return read(prefix + name).float()
-
-        def block(norm: str, inner: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-            if config.swin_norm:
-                return x + _rms_norm(inner(x), weight(norm), eps)
-            return x + inner(_rms_norm(x, weight(norm), eps))
-
-        hidden = block("attention_norm.weight", lambda x: _attention(config, weight, x, turns), hidden)
-        hidden = block("ffn_norm.weight", lambda x: _feed_forward(weight, x), hidden)
-    return _rms_norm(hidden, read("norm.weight").float(), eps) @ read("output.weight").float().T
+        layer = _values(weights, f"layers.{number}.")
+        hidden = block(layer["attention_norm.weight"], partial(_attention, config, layer, turns), hidden)
+        hidden = block(layer["ffn_norm.weight"], partial(_feed_forward, layer), hidden)
+    hidden = _rms_norm(hidden, _values(weights, "norm.")["weight"], eps)
+    return hidden @ _values(weights, "output.")["weight"].T
 
 
-def _attention(config: ChameleonConfig, weight: Read, x: Tensor, turns: Tensor) -> Tensor:
+def _values(weights: Weights, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one module, by their names in it, in float32; their files are let go."""
+    with weights.open() as read:
+        return {name.removeprefix(prefix): read(name).float() for name in weights.specs if name.startswith(prefix)}
+
+
+def _rows(weights: Weights, name: str, ids: Tensor) -> Tensor:
+    with weights.open() as read:
+        return read(name)[ids].float()
+
+
+def _attention(config: ChameleonConfig, layer: dict[str, Tensor], turns: Tensor, x: Tensor) -> Tensor:
     groups = config.num_attention_heads // config.num_key_value_heads
+    size = config.hidden_size // config.num_attention_heads
 
-    def heads(name: str, norm: str | None = None) -> Tensor:
-        """[H, S, d]"""
-        found = (x @ weight(f"attention.{name}.weight").T).unflatten(
-            -1, (-1, config.hidden_size // config.num_attention_heads)
-        )
-        if norm is None:
-            return found.transpose(0, 1)
-        scale, shift = (weight(f"attention.{norm}.{kind}") for kind in ("weight", "bias"))  # [ranks, d]
-        each = found.shape[1] // len(scale)
-        found = F.layer_norm(found, found.shape[-1:])
-        found = found * scale.repeat_interleave(each, 0) + shift.repeat_interleave(each, 0)
+    def heads(name: str) -> Tensor:
+        """[S, H, d]"""
+        return (x @ layer[f"attention.{name}.weight"].T).unflatten(-1, (-1, size))
+
+    def rotated(name: str, norm: str) -> Tensor:
+        found = F.layer_norm(heads(name), (size,))
+        gain, bias = (layer[f"attention.{norm}.{kind}"] for kind in ("weight", "bias"))  # [ranks, d]
+        each = found.shape[1] // len(gain)
+        found = found * gain.repeat_interleave(each, 0) + bias.repeat_interleave(each, 0)
         pairs = torch.view_as_complex(found.unflatten(-1, (-1, 2)).contiguous())
-        return torch.view_as_real(pairs * turns[:, None]).flatten(-2).transpose(0, 1)
+        return torch.view_as_real(pairs * turns[:, None]).flatten(-2)
 
-    queries, keys = heads("wq", "q_normalization"), heads("wk", "k_normalization").repeat_interleave(groups, 0)
-    values = heads("wv").repeat_interleave(groups, 0)
-    seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-    return seen.transpose(0, 1).flatten(1) @ weight("attention.wo.weight").T
+    queries, keys, values = rotated("wq", "q_normalization"), rotated("wk", "k_normalization"), heads("wv")
+    keys, values = (part.repeat_interleave(groups, 1) for part in (keys, values))
+    seen = F.scaled_dot_product_attention(*(part.transpose(0, 1) for part in (queries, keys, values)), is_causal=True)
+    return seen.transpose(0, 1).flatten(1) @ layer["attention.wo.weight"].T
 
 
-def _feed_forward(weight: Read, x: Tensor) -> Tensor:
-    gate, up, down = (weight(f"feed_forward.{name}.weight").T for name in ("w1", "w3", "w2"))
+def _feed_forward(layer: dict[str, Tensor], x: Tensor) -> Tensor:
+    gate, up, down = (layer[f"feed_forward.{name}.weight"].T for name in ("w1", "w3", "w2"))
     return (F.silu(x @ gate) * (x @ up)) @ down
 
 

@@ -87,7 +87,7 @@ def size_of(plans: Iterable[Plan]) -> int:
 
 
 def _write_part(file: Path, plan: Plan, bar: tqdm) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.tmp")  # the same in every try: what a killed one left is written over
     try:
         with ExitStack() as stack:
             reads = {

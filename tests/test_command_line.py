@@ -155,4 +155,4 @@ def test_help_lists_the_commands(capsys):
         main(["--help"])
     assert end.value.code == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
-    assert listed == ["edit", "verify", "name", "rollout", "convert"]
+    assert listed == ["edit", "verify", "name", "rollout", "space", "convert"]

@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration
 
+from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline
+from bwm_pipelines.adapters import adapter_of
 from bwm_pipelines.conversion import convert
 from tests.conversion.checkpoints import stock_model, write_transformers
 from tests.conversion.conftest import PART_SIZE
@@ -51,18 +53,24 @@ def test_two_adapters_on_one_base(base, tmp_path):
     cdm, with_cdm = write_adapter(tmp_path / "cdm", seed=2, r=2)
     report = convert(cwm, tmp_path / "out", dynamics=cdm, base=base, part_size=PART_SIZE)
     assert report["components"] == ["world_model", "adapters/cwm", "adapters/cdm"]
+    pipe = ChameleonWorldModelPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.dynamics_model is pipe.world_model
     ids = torch.arange(5, 45)
-    for name, model in (("cwm", with_cwm), ("cdm", with_cdm)):
-        found, plain = logits_with(tmp_path / "out", name, ids)
-        expected = plain_logits(model.base_model.model, ids)
-        torch.testing.assert_close(found, expected)
-        assert (found - plain).abs().max() > 0.1
+    found = []
+    for component, model in (("world_model", with_cwm), ("dynamics_model", with_cdm)):
+        with adapter_of(component, pipe.world_model):
+            found.append(plain_logits(pipe.world_model, ids))
+        torch.testing.assert_close(found[-1], plain_logits(model.base_model.model, ids))
+    assert (found[0] - found[1]).abs().max() > 0.1
 
 
 def test_dynamics_adapter_alone(base, tmp_path):
-    cdm, _ = write_adapter(tmp_path / "cdm", seed=2)
+    cdm, model = write_adapter(tmp_path / "cdm", seed=2)
     report = convert(cdm, tmp_path / "out", role="dynamics", base=base, part_size=PART_SIZE)
     assert report["components"] == ["world_model", "adapters/cdm"]
+    verifier = DynamicsVerifierPipeline.from_pretrained(tmp_path / "out")
+    ids = torch.arange(5, 45)
+    torch.testing.assert_close(plain_logits(verifier.dynamics_model, ids), plain_logits(model.base_model.model, ids))
 
 
 @pytest.mark.parametrize("kind", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["embed_tokens", "q_proj"]}])

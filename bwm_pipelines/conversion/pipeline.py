@@ -107,20 +107,10 @@ def convert(
         *(model.plan for model in models.values()),
         *(plan for plan, _ in adapter_plans.values()),
     ]
-    recipe = {"defaults": defaults, "part_size": part_size, "components": [*pipe.components, *adapter_plans]}
-    with unfinished(Path(dest), recipe | {"files": _stamps(plans)}) as folder:
+    recipe = {"role": role, "defaults": defaults, "part_size": part_size, "files": _stamps(plans)}
+    with unfinished(Path(dest), recipe | {"adapters": list(adapter_plans)}) as folder:
         with tqdm(total=size_of(plans), desc="Writing", unit="B", unit_scale=True, disable=None) as bar:
-            pipe.vqgan.save_config(folder / "vqgan")
-            write_model(folder / "vqgan", "diffusion_pytorch_model", first.vqgan_plan, part_size, bar)
-            for component, model in models.items():
-                model.config.save_pretrained(folder / component)
-                write_model(folder / component, "model", model.plan, part_size, bar)
-            for name, (plan, config) in adapter_plans.items():
-                write_model(folder / "adapters" / name, "adapter_model", plan, sys.maxsize, bar)
-                (folder / "adapters" / name / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        pipe.processor.save_pretrained(folder / "processor")
-        pipe.save_config(folder)
-        (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
+            _write(folder, pipe, models, adapter_plans, part_size, bar)
         report = {
             "dest": str(dest),
             "components": [*models, *(f"adapters/{name}" for name in adapter_plans)],
@@ -134,6 +124,28 @@ def convert(
             copy_model(folder / "world_model", folder / "dynamics_model")
         check_folder(folder, ["vqgan", *models, *(["dynamics_model"] if role == "both" else [])], [])
     return report
+
+
+def _write(
+    folder: Path,
+    pipe: CheckpointPipeline,
+    models: dict[str, Source],
+    adapters: dict[str, tuple[Plan, dict[str, Any]]],
+    part_size: int,
+    bar: tqdm,
+) -> None:
+    pipe.vqgan.save_config(folder / "vqgan")
+    vqgan_plan = next(iter(models.values())).vqgan_plan
+    write_model(folder / "vqgan", "diffusion_pytorch_model", vqgan_plan, part_size, bar)
+    for component, model in models.items():
+        model.config.save_pretrained(folder / component)
+        write_model(folder / component, "model", model.plan, part_size, bar)
+    for name, (plan, config) in adapters.items():
+        write_model(folder / "adapters" / name, "adapter_model", plan, sys.maxsize, bar)
+        (folder / "adapters" / name / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    pipe.processor.save_pretrained(folder / "processor")
+    pipe.save_config(folder)
+    (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
 
 
 def _parts(

@@ -22,7 +22,9 @@ RECIPE = "conversion.json"
 
 @contextmanager
 def unfinished(dest: Path, recipe: dict[str, Any]) -> Iterator[Path]:
-    """Yield the folder in which `dest` grows; it becomes `dest` at the end, and stays for the next try on any error.
+    """Yield the folder in which `dest` grows; it becomes `dest` at the end.
+
+    What an interruption or a full disk leaves stays for the next try; what proves wrong does not.
 
     Args:
         recipe: what the result depends on. A folder begun with another recipe is begun again.
@@ -41,7 +43,11 @@ def unfinished(dest: Path, recipe: dict[str, Any]) -> Iterator[Path]:
         (folder / RECIPE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"`dest` {str(dest)!r} cannot be written to ({error.strerror}); name another.") from None
-    yield folder
+    try:
+        yield folder
+    except ValueError:
+        shutil.rmtree(folder)
+        raise
     (folder / RECIPE).unlink()
     os.replace(folder, dest)
 

@@ -103,6 +103,7 @@ def test_tensor_of_another_shape(folder):
 def test_tensor_that_is_not_finite(folder):
     edit_rank(folder, lambda state: state["layers.0.feed_forward.w2.weight"].fill_(torch.nan))
     assert "the logits of the converted model differ" in refusal(folder)
+    assert not folder.with_name(".out.unfinished").exists()
 
 
 def test_image_tokenizer_without_a_decoder(folder):

@@ -18,7 +18,6 @@ from transformers import ChameleonConfig, ChameleonVQVAEConfig, PreTrainedTokeni
 from bwm_pipelines.conversion.plan import Origin, Plan, check_used
 from bwm_pipelines.conversion.weights import Read, Weights
 
-LAYER = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 META_MODULES = {
     "attention.wq": "self_attn.q_proj",
     "attention.wk": "self_attn.k_proj",
@@ -53,7 +52,12 @@ class MetaWeights(Weights):
             if rank.specs.keys() != names:
                 odd = min(rank.specs.keys() ^ names)
                 raise ValueError(f"`source`: only some of {ranks[0].files[0].parent}/consolidated.*.pth have {odd}.")
-        self.specs = {name: _join(name, [rank.specs[name] for rank in ranks]) for name in names}
+        try:
+            self.specs = {name: _join(name, [rank.specs[name] for rank in ranks]) for name in names}
+        except RuntimeError:
+            raise ValueError(
+                f"`source`: {self.files[0].parent} mixes files whose shapes do not fit together."
+            ) from None
 
     @contextmanager
     def open(self) -> Iterator[Read]:

@@ -108,12 +108,8 @@ def _ranks(folder: Path, expected: int | None) -> list[Path]:
         found = [folder / "consolidated.pth"]
     else:
         found = sorted(path for path in folder.iterdir() if RANK_FILE.fullmatch(path.name))
-    count = max(
-        [
-            expected or 1,
-            *(int(RANK_FILE.fullmatch(path.name)[1]) + 1 for path in found if RANK_FILE.fullmatch(path.name)),
-        ]
-    )
+    numbers = [int(name[1]) for path in found if (name := RANK_FILE.fullmatch(path.name))]
+    count = max([expected or 1, *(number + 1 for number in numbers)])
     if len(found) != count:
         names = "consolidated.pth" if count == 1 else f"consolidated.00.pth to consolidated.{count - 1:02d}.pth"
         raise ValueError(

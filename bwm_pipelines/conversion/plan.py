@@ -24,8 +24,21 @@ Plan = dict[str, Origin]
 
 
 def specs_of(plan: Plan) -> dict[str, Tensor]:
-    """Shape and dtype of every tensor that a plan makes, on the device "meta"."""
-    return {target: origin.change(origin.weights.specs[origin.name]) for target, origin in plan.items()}
+    """Shape and dtype of every tensor that a plan makes, on the device "meta".
+
+    Raises:
+        ValueError: a tensor has a shape of which its target cannot be made.
+    """
+    specs = {}
+    for target, (weights, name, change) in plan.items():
+        try:
+            specs[target] = change(weights.specs[name])
+        except (RuntimeError, IndexError):
+            raise ValueError(
+                f"`source`: {name} of {weights.files[0]} has the shape {list(weights.specs[name].shape)}, of which no "
+                f"{target} can be made; use files of one checkpoint."
+            ) from None
+    return specs
 
 
 def check_exact(plan: Plan, wanted: dict[str, Tensor], what: str) -> None:

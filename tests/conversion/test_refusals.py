@@ -100,6 +100,21 @@ def test_tensor_of_another_shape(folder):
     assert "norm.weight of" in (message := refusal(folder)) and "[3]" in message and "[64]" in message
 
 
+def test_queries_of_another_shape(folder):
+    edit_rank(folder, lambda state: state.update({"layers.1.attention.wq.weight": torch.ones(63, 64)}))
+    assert "layers.1.attention.wq.weight of" in (message := refusal(folder)) and "[63, 64]" in message
+
+
+def test_ranks_of_two_checkpoints(folder):
+    file = folder / "models" / "7b" / "consolidated.pth"
+    state = torch.load(file, weights_only=True)
+    torch.save(state, file.with_name("consolidated.00.pth"))
+    torch.save(state | {"norm.weight": torch.ones(3)}, file.with_name("consolidated.01.pth"))
+    file.unlink()
+    (file.parent / "consolidate_params.json").unlink()
+    assert "mixes files whose shapes do not fit together" in refusal(folder)
+
+
 def test_tensor_that_is_not_finite(folder):
     edit_rank(folder, lambda state: state["layers.0.feed_forward.w2.weight"].fill_(torch.nan))
     assert "the logits of the converted model differ" in refusal(folder)

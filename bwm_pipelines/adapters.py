@@ -1,7 +1,7 @@
 """Two PEFT adapters on one base, so that the world model (CWM) and the dynamics model (CDM) need its memory once.
 
-They are put into the layers of the base, as transformers' own integration does, which leaves it a stock class. peft is asked
-for only where there is an adapter.
+They are put into the layers of the base, as transformers' own integration does, which leaves it a stock class. peft is
+asked for only where there is an adapter.
 """
 
 import warnings
@@ -50,7 +50,7 @@ def load_adapter(model: PreTrainedModel, component: str, folder: Path) -> None:
         tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(folder / WEIGHTS).items()}
         # Not `model.load_adapter`, which takes the tensors of the other adapter for missing ones.
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the other adapter is meant to be there
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # that of the other adapter
             inject_adapter_in_model(config, model, name)
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -60,7 +60,8 @@ def load_adapter(model: PreTrainedModel, component: str, folder: Path) -> None:
     for key in sorted(expected.keys() | tensors.keys()):
         if key not in expected or key not in tensors or expected[key].shape != tensors[key].shape:
             raise ValueError(
-                f"`{name}`: tensor {key} of {folder} is missing, or is not one for this base; give the base it was made for."
+                f"`{name}`: tensor {key} of {folder} is missing, or is not one for this base; give the base it was "
+                "made for."
             )
     set_peft_model_state_dict(model, tensors, adapter_name=name)
     model.eval()

@@ -1,4 +1,4 @@
-"""Files of a checkpoint, from a folder or from the Hub; what cannot be had is refused in one line that says what to do."""
+"""Files of a checkpoint, from a folder or from the Hub; what cannot be had is refused in one line."""
 
 import os
 from pathlib import Path
@@ -81,7 +81,7 @@ def fetch_adapter(source: str, argument: str, **options: Any) -> Path:
 
 
 def _refusal(error: Exception, argument: str, name: str, revision: str | None, file: str) -> str:
-    """One line on why something is not to be had from the Hub, and what to do. Kinds of errors overlap: order matters."""
+    """One line on why something is not to be had, and what to do. Kinds of errors overlap: mind the order."""
     log_in = "log in with `hf auth login` or give `token`"
     match error:
         case HFValidationError():

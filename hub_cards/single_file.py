@@ -2,9 +2,9 @@
 
     DiffusionPipeline.from_pretrained("owner/name", custom_pipeline="owner/name", trust_remote_code=True)
 
-then works where bwm-pipelines is not installed, and everyone can read what the checkpoint is run with. The modules stand
-one after the other, unchanged but for the imports from each other. diffusers asks for exactly one pipeline class in the
-file, so the name of its base class is deleted in the end.
+then works where bwm-pipelines is not installed, and everyone can read what the checkpoint is run with. The modules
+stand one after the other, unchanged but for the imports from each other. diffusers asks for exactly one pipeline class
+in the file, so the name of its base class is deleted in the end.
 """
 
 import ast

@@ -14,13 +14,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import ChameleonForConditionalGeneration, PreTrainedModel
+from transformers import PreTrainedModel
 
 from bwm_pipelines.adapters import ADAPTERS, adapter_of, has_adapter, load_adapter, save_adapter, without_adapters
 from bwm_pipelines.families import ChameleonFamily
 from bwm_pipelines.hub import ADAPTERS_FOLDER, OPTIONS, fetch_adapter, fetch_folders, fetch_index
 from bwm_pipelines.images import ImageInput, as_pil_images, to_pixels
 from bwm_pipelines.loading import check_finite, check_folder, check_index, has_weights
+from bwm_pipelines.memory import Need, fitting_batch_size, image_need, verification_need, weight_bytes
 from bwm_pipelines.sampling import Interrupted
 
 StepCallback = Callable[[DiffusionPipeline, int, int, dict], dict | None]
@@ -81,8 +82,11 @@ class CheckpointPipeline(DiffusionPipeline):
         check_folder(folder, required, sorted(wanted & set(cls._optional_components)))
         try:
             if shares_base and "world_model" not in modules:
-                kwargs["dynamics_model"] = cls._load_world_model(folder, **kwargs)
-            pipe = super().from_pretrained(str(folder), **kwargs)
+                (whole,) = cls._get_compatibles()
+                base = super(CheckpointPipeline, whole).from_pretrained(str(folder), dynamics_model=None, **kwargs)
+                pipe = cls.from_pipe(base, dynamics_model=base.world_model)
+            else:
+                pipe = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
@@ -121,17 +125,6 @@ class CheckpointPipeline(DiffusionPipeline):
                 if (folder / own).is_dir():
                     adapters[component] = folder / own
         return adapters
-
-    @classmethod
-    def _load_world_model(cls, folder: Path, **kwargs: Any) -> ChameleonForConditionalGeneration:
-        """The world model alone, for a pipeline that knows it by another name."""
-
-        class Alone(DiffusionPipeline):
-            def __init__(self, world_model: ChameleonForConditionalGeneration):
-                super().__init__()
-                self.register_modules(world_model=world_model)
-
-        return Alone.from_pretrained(str(folder), **kwargs).world_model
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
@@ -183,7 +176,7 @@ class CheckpointPipeline(DiffusionPipeline):
 
     @contextmanager
     def _each_model_once(self) -> Iterator[None]:
-        """Within this context the pipeline has no dynamics model where that is the world model with another adapter."""
+        """Within this context the pipeline has no dynamics model where that is the world model, otherwise adapted."""
         shared = self.components.get("dynamics_model")
         if shared is None or shared is not self.components.get("world_model") or not has_adapter(shared):
             yield
@@ -212,7 +205,8 @@ class CheckpointPipeline(DiffusionPipeline):
         if isinstance(images, Tensor) and images.dtype == torch.int64:
             return self._check_codes(images, argument).to(self._execution_device)
         pixels = to_pixels(as_pil_images(images, argument), self.family.image_size)
-        return self.family.encode_image(pixels.to(self._execution_device))
+        size = self._fitting(image_need(self.vqgan, self.family.image_size), len(pixels), None, self.vqgan)
+        return torch.cat([self.family.encode_image(part.to(self._execution_device)) for part in pixels.split(size)])
 
     def _check_codes(self, codes: Tensor, argument: str) -> Tensor:
         length, size = self.family.num_image_tokens, len(self.family.image_token_ids)
@@ -237,6 +231,25 @@ class CheckpointPipeline(DiffusionPipeline):
                 f"`action` has {words} tokens but {max(0, words - excess)} fit beside the images into the model's "
                 "context; shorten it."
             )
+
+    # --- Memory ---
+
+    def _fitting(self, need: Need, count: int, given: int | None, model: nn.Module) -> int:
+        """How many of `count` images a model takes at once: `given`, or as many as fit. See `fitting_batch_size`."""
+        device = self._execution_device
+        return fitting_batch_size(need, count, given, device=device, weights=weight_bytes(model, missing_from=device))
+
+    def _scoring_batch_size(self, actions: list[str], num_candidates: int, given: int | None) -> int:
+        """How many candidates, the image before as its own after among them, the dynamics model takes at once."""
+        action, model = max(actions, key=self.family.inverse_length), self.dynamics_model
+        need = verification_need(
+            model.config,
+            model.dtype,
+            shared_tokens=self.family.num_image_tokens,
+            own_tokens=self.family.inverse_length(action) - self.family.num_image_tokens,
+            action_tokens=len(self.family.action_ids(action)),
+        )
+        return self._fitting(need, num_candidates + 1, given, model)
 
     # --- Between two steps ---
 

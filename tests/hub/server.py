@@ -1,7 +1,7 @@
 """A server on the loopback interface that speaks as much of the Hub's HTTP API as uploading and downloading needs.
 
-Files above `LFS_SIZE` bytes, and all safetensors, are stored as the Hub stores them: by their SHA-256, uploaded through
-the LFS batch API and downloaded through a redirect. What clients asked for stays in `requests`.
+Files above `LFS_SIZE` bytes, and all safetensors, are stored as the Hub stores them: by their SHA-256, uploaded
+through the LFS batch API and downloaded through a redirect. What clients asked for stays in `requests`.
 """
 
 import base64

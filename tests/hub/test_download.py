@@ -145,7 +145,10 @@ def test_offline_with_only_a_part_in_the_cache(served):
 
 def test_offline_by_environment_in_another_process(served, tmp_path):
     ChameleonWorldModelPipeline.from_pretrained(REPO)
-    code = f"from bwm_pipelines import DynamicsVerifierPipeline as V; print(V.from_pretrained({REPO!r}).config.image_size)"
+    code = f"""
+from bwm_pipelines import DynamicsVerifierPipeline
+print(DynamicsVerifierPipeline.from_pretrained({REPO!r}).config.image_size)
+"""
     environment = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_ENDPOINT": served.url}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
     served.requests.clear()

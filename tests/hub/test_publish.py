@@ -1,4 +1,4 @@
-"""Publishing: what is built and checked, that a dry run sends nothing, and that an upload is one commit that loads again."""
+"""Publishing: what is built and refused, that a dry run sends nothing, and that an upload is one commit that loads."""
 
 import json
 import shutil
@@ -174,3 +174,7 @@ def test_space(hub, command, tmp_path, monkeypatch):
     assert repository.commits[repository.refs["main"]].keys() == {
         ".gitattributes", "README.md", "app.py", "requirements.txt",
     }  # fmt: skip
+
+
+def test_space_of_this_repository_can_be_published():
+    publish.check_space(publish.SPACE)

@@ -22,15 +22,17 @@ def random_weights(model: nn.Module, seed: int) -> nn.Module:
     return model.eval()
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> ChameleonForConditionalGeneration:
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, **sizes: int) -> ChameleonForConditionalGeneration:
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    } | sizes
     config = ChameleonConfig(
         vocab_size=len(tokenizer),
         vocabulary_map=tokenizer.get_vocab(),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -44,6 +46,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> ChameleonForCo
             "num_res_blocks": 1,
             "attn_type": "none",
         },
+        **sizes,
     )
     return random_weights(ChameleonForConditionalGeneration(config), seed)
 

@@ -145,7 +145,7 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
             candidates: K images of any size, or VQ codes, int64 [K, N], as the world model pipeline returns them
                 with `output_type="latent"`.
             action: what is meant to have happened, in words.
-            candidate_batch_size: candidates that run at once; None for all.
+            candidate_batch_size: candidates that run at once; None for as many as fit into memory.
             return_dict: whether to return a `VerifierOutput` or a tuple of its fields.
             callback_on_step_end: called as `callback(pipe, step, step, {})` after each batch of candidates; setting
                 `pipe._interrupt = True` in it ends the call.
@@ -163,6 +163,7 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
         candidate_codes = self.encode_images(candidates, "candidates")
 
         # 3. Score: the candidates, and the image before as its own after
+        at_once = self._scoring_batch_size([action], len(candidate_codes), candidate_batch_size)
         with self.progress_bar(total=len(candidate_codes) + 1) as bar, self._computing_as("dynamics_model"):
             ranking = score_candidates(
                 self.family,
@@ -170,7 +171,7 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
                 before_codes,
                 candidate_codes,
                 action,
-                candidate_batch_size=candidate_batch_size,
+                candidate_batch_size=at_once,
                 on_chunk=self._step_reporter(callback_on_step_end, bar=bar),
             )
         self.maybe_free_model_hooks()

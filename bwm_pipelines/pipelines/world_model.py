@@ -18,6 +18,7 @@ from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 from bwm_pipelines.families import family_class
 from bwm_pipelines.families.chameleon import FORWARD_PROMPT, IMAGE_SIZE, INVERSE_PROMPT
 from bwm_pipelines.images import ImageInput
+from bwm_pipelines.memory import image_need, sampling_need
 from bwm_pipelines.pipelines.base import CheckpointPipeline, StepCallback, check_count
 from bwm_pipelines.sampling import candidate_generators, candidate_uniforms, sample_codes
 from bwm_pipelines.verification import score_candidates
@@ -201,7 +202,8 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
             top_p: sample from the likeliest tokens that reach that probability; 1 is no limit.
             guidance_scale: how far to go from "any action" towards `action`; 1 is no guidance, other values cost a
                 second forward pass a token.
-            candidate_batch_size: candidates that run at once; None for all. Smaller needs less memory.
+            candidate_batch_size: candidates that run at once; None for as many as fit into memory. In
+                bfloat16 the images depend on it a little.
             output_type: "pil", "np", "pt", or "latent" for VQ codes.
             return_dict: whether to return a `WorldModelOutput` or a tuple of its fields.
             callback_on_step_end: called as `callback(pipe, step, step, callback_kwargs)` after each token of each
@@ -239,8 +241,11 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         before_codes, actions = self.prepare_inputs(self.encode_images(image), actions)
         uniforms = self.prepare_uniforms(generator, len(actions), num_candidates)
 
-        # 3. Sample candidates
-        chunks = math.ceil(num_candidates / (candidate_batch_size or num_candidates))
+        # 3. Sample candidates, if all that follows fits into memory
+        sampled_at_once, scored_at_once, decoded_at_once = self._batch_sizes(
+            actions, num_candidates, guidance_scale, candidate_batch_size
+        )
+        chunks = math.ceil(num_candidates / sampled_at_once)
         self._num_timesteps = len(actions) * chunks * self.family.num_image_tokens
         with self.progress_bar(total=self._num_timesteps) as bar, self._computing_as("world_model"):
             report = self._step_reporter(callback_on_step_end, callback_on_step_end_tensor_inputs, bar)
@@ -256,7 +261,7 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
                     top_p=top_p,
                     guidance_scale=guidance_scale,
                     unconditional_ids=self.family.forward_prompt_ids(before, ""),
-                    candidate_batch_size=candidate_batch_size,
+                    candidate_batch_size=sampled_at_once,
                     on_token=lambda codes: report(codes=codes),
                 )
                 for before, action, one_uniforms in zip(before_codes, actions, uniforms, strict=True)
@@ -274,7 +279,7 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
                         before,
                         codes,
                         action,
-                        candidate_batch_size=candidate_batch_size,
+                        candidate_batch_size=scored_at_once,
                         on_chunk=report,
                     )
                     for before, codes, action in zip(before_codes, sampled, actions, strict=True)
@@ -283,7 +288,7 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         # 5. Order and decode
         orders = [ranking.order for ranking in rankings] if rankings else [list(range(num_candidates))] * len(actions)
         codes = torch.cat([codes[order] for codes, order in zip(sampled, orders, strict=True)])
-        images = codes if output_type == "latent" else self._decode(codes, candidate_batch_size, output_type)
+        images = codes if output_type == "latent" else self._decode(codes, decoded_at_once, output_type)
 
         self.maybe_free_model_hooks()
         output = WorldModelOutput(
@@ -297,8 +302,27 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         )
         return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
 
-    def _decode(
-        self, codes: Tensor, batch_size: int | None, output_type: str
-    ) -> list[PIL.Image.Image] | np.ndarray | Tensor:
-        pixels = torch.cat([self.family.decode_image(chunk) for chunk in codes.split(batch_size or len(codes))])
+    def _batch_sizes(
+        self, actions: list[str], num_candidates: int, guidance_scale: float, given: int | None
+    ) -> tuple[int, int, int]:
+        """How many candidates to sample, to score and to decode at once, see `fitting_batch_size`."""
+        family, model = self.family, self.world_model
+        sampling = sampling_need(
+            model.config,
+            model.dtype,
+            prefix_tokens=max(map(family.forward_length, actions)) - family.num_image_tokens,
+            new_tokens=family.num_image_tokens,
+            num_codes=len(family.image_token_ids),
+            guided=guidance_scale != 1,
+        )
+        decoding = image_need(self.vqgan, family.image_size)
+        verified = self.dynamics_model is not None
+        return (
+            self._fitting(sampling, num_candidates, given, model),
+            self._scoring_batch_size(actions, num_candidates, given) if verified else num_candidates,
+            self._fitting(decoding, num_candidates * len(actions), given, self.vqgan),
+        )
+
+    def _decode(self, codes: Tensor, batch_size: int, output_type: str) -> list[PIL.Image.Image] | np.ndarray | Tensor:
+        pixels = torch.cat([self.family.decode_image(chunk) for chunk in codes.split(batch_size)])
         return self.image_processor.postprocess(pixels, output_type=output_type)

@@ -168,7 +168,7 @@ def test_dtype_and_device_map(base, adapters, image, dtype):
 
 
 def test_quantized_base(base, adapters, merged, image):
-    torchao = pytest.importorskip("torchao.quantization", reason="needs torchao, which no extra installs")
+    torchao = pytest.importorskip("torchao.quantization", reason="needs the extra `int8`")
     quantized = TorchAoConfig(torchao.Int8WeightOnlyConfig())
     mapping = PipelineQuantizationConfig(quant_mapping={"world_model": quantized})
     pipe = load(base, adapters, quantization_config=mapping)

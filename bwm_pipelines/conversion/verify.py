@@ -101,8 +101,8 @@ def stock_logits(config: ChameleonConfig, weights: Weights, ids: Tensor) -> Tens
     mask = torch.full((len(ids), len(ids)), -torch.inf).triu(1)[None, None]
 
     def run(name: str, *args: Any, **kwargs: Any) -> Any:
-        state = _values(weights, f"{name}.")
-        return functional_call(model.get_submodule(name), state, args, kwargs)
+        module, values = model.get_submodule(name), _values(weights, f"{name}.")
+        return functional_call(module, {key: values[key] for key in module.state_dict()}, args, kwargs)
 
     for number in tqdm(range(config.num_hidden_layers), desc="Reading back", disable=None):
         output = run(f"model.layers.{number}", hidden, attention_mask=mask, position_embeddings=positions)

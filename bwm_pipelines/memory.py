@@ -295,9 +295,20 @@ def table(candidates: tuple[int, ...] = (1, 4, 8)) -> str:
     return "\n".join(lines)
 
 
+def parts() -> str:
+    """MiB beside the weights, phase by phase, as a Markdown table."""
+    lines = ["| phase | guidance | once | prefill | each candidate |", "|---|---|---:|---:|---:|"]
+    for guided in (False, True):
+        for phase, need in needs(chameleon_7b(), chameleon_vqgan(), torch.bfloat16, guided=guided).items():
+            cells = " | ".join(f"{size / 2**20:.0f}" for size in need)
+            lines.append(f"| {phase} | {'yes' if guided else 'no'} | {cells} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    print(table())
+    print(f"GiB in all, for K candidates at once:\n\n{table()}\n")
+    print(f"MiB beside the weights in bfloat16; the most that any phase needs counts:\n\n{parts()}")
 
 
 if __name__ == "__main__":

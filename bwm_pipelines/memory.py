@@ -187,9 +187,7 @@ def free_bytes(device: torch.device) -> int | None:
     return None
 
 
-def fitting_batch_size(
-    need: Need, count: int, given: int | None, *, device: torch.device, weights: int = 0, what: str = "candidate"
-) -> int:
+def fitting_batch_size(need: Need, count: int, given: int | None, *, device: torch.device, weights: int = 0) -> int:
     """How many of `count` candidates to run at once: what the caller gave, else as many as fit.
 
     Args:
@@ -198,7 +196,6 @@ def fitting_batch_size(
         given: the caller's `candidate_batch_size`, or None.
         device: where it runs.
         weights: bytes of weights that have to come to the device first, see `weight_bytes`.
-        what: what the error calls one of them.
 
     Returns:
         At least 1 and at most `count`.
@@ -218,7 +215,7 @@ def fitting_batch_size(
     if fitting:
         raise ValueError(f"`candidate_batch_size` {given} needs {room}; set it to {fitting} or leave it out.")
     raise ValueError(
-        f"`candidate_batch_size`: even one {what} needs {room}; load the models in int8 or bfloat16, or call "
+        f"`candidate_batch_size`: even one candidate needs {room}; load the models in int8 or bfloat16, or call "
         "`enable_model_cpu_offload()`."
     )
 

@@ -320,7 +320,7 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         return (
             self._fitting(sampling, num_candidates, given, model),
             self._scoring_batch_size(actions, num_candidates, given) if verified else num_candidates,
-            self._fitting(decoding, num_candidates * len(actions), given, self.vqgan),
+            self._fitting(decoding, given or num_candidates * len(actions), None, self.vqgan),
         )
 
     def _decode(self, codes: Tensor, batch_size: int, output_type: str) -> list[PIL.Image.Image] | np.ndarray | Tensor:

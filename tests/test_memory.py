@@ -22,6 +22,7 @@ from bwm_pipelines.memory import (
 )
 from bwm_pipelines.sampling import sample_codes
 from bwm_pipelines.verification import action_log_probs
+from tests.benchmarks.memory import chameleon_7b, chameleon_vqgan, table
 from tests.peak_memory import PeakMemory
 from tests.tiny import NUM_CODES, build_model
 
@@ -66,7 +67,7 @@ def test_keys_and_values(pipe, kv_heads, dtype):
 
 
 def test_keys_and_values_of_chameleon_7b_take_half_a_mebibyte_a_token():
-    assert kv_bytes_per_token(memory.chameleon_7b(), torch.bfloat16) == 2**19
+    assert kv_bytes_per_token(chameleon_7b(), torch.bfloat16) == 2**19
 
 
 @pytest.mark.parametrize("kv_heads", KV_HEADS)
@@ -96,7 +97,7 @@ def test_sampling(pipe, kv_heads, guided, rows, dtype):
 @pytest.mark.parametrize("rows", [1, 9])
 def test_verification_at_the_size_of_chameleon_7b(rows, monkeypatch):
     """Two of its layers, without memory: what a layer holds passes, only the prefix stays for every layer."""
-    config = memory.chameleon_7b()
+    config = chameleon_7b()
     config.num_hidden_layers = 2
     need = memory.verification_need(config, torch.bfloat16, shared_tokens=1028, own_tokens=1080, action_tokens=16)
     monkeypatch.setattr("bwm_pipelines.verification._common_prefix_length", lambda prompts: 1028)
@@ -120,7 +121,7 @@ def test_images(pipe, count):
 
 
 def test_images_at_the_size_of_chameleon():
-    vqgan = memory.chameleon_vqgan()
+    vqgan = chameleon_vqgan()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         fake = type(vqgan).from_config(vqgan.config)
         held = peak(lambda: fake.encode(torch.zeros(2, 3, 512, 512)))
@@ -225,7 +226,7 @@ def test_pipelines_refuse_before_anything_is_sampled(pipe, verifier, image, free
 
 
 def test_table_grows_with_candidates_and_shrinks_with_int8_and_a_shared_base():
-    rows = [line.split("|")[1:-1] for line in memory.table((1, 8)).splitlines()[2:]]
+    rows = [line.split("|")[1:-1] for line in table((1, 8)).splitlines()[2:]]
     gib = {tuple(cell.strip() for cell in row[:3]): [float(cell) for cell in row[3:]] for row in rows}
     assert all(one < eight for one, eight in gib.values())
     for models, weights, guidance in gib:

@@ -42,7 +42,7 @@ def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
     try:
         image = open_image(path)
     except ValueError as error:
-        raise ValueError(str(error).replace(repr(str(path)), f"“{name}”")) from None
+        raise ValueError(str(error).replace(f"`image` {str(path)!r}", f"“{name}”")) from None
     pixels = image.width * image.height / 1e6
     if pixels > limits.megapixels:
         raise ValueError(

@@ -35,7 +35,8 @@ PLAYROOM = (
 )
 SCORES = (
     "**Margin**: how much better the second model can read the action from this image than from the unchanged one, in "
-    "nats a word piece. Not above 0 means: it probably did not happen. Click an image to see it in large."
+    "nats a word piece: the difference of their scores. Not above 0 means: it probably did not happen. Click an image to see it "
+    "in large."
 )
 Updates = dict[Any, Any]
 
@@ -330,10 +331,10 @@ class _Results:
 def _entries(ranking: Ranking) -> list[tuple[Image.Image, str, bool]]:
     """Image, caption, and whether it is a candidate: the candidates, and "nothing changed" at its place among them."""
     places = [
-        (one.margin, one.image, f"{rank} · margin {one.margin:+.2f}", True)
+        (one.margin, one.image, f"{rank} · margin {one.margin:+.2f} · score {one.score:.2f}", True)
         for rank, one in enumerate(ranking.candidates, start=1)
     ]
-    unchanged = (0.0, ranking.before, "nothing changed · 0.00", False)
+    unchanged = (0.0, ranking.before, f"nothing changed · score {ranking.unchanged_score:.2f}", False)
     better = sum(one.margin > 0 for one in ranking.candidates)
     return [place[1:] for place in (*places[:better], unchanged, *places[better:])]
 

@@ -7,7 +7,8 @@
 
 A folder is built under `--out`: the checkpoint's files (as hard links where the file system has them), the card,
 example pictures that the checkpoint itself made, and, for whole world models, `pipeline.py`, which needs no
-bwm-pipelines. It is checked before anything is sent.
+bwm-pipelines. The Space's folder is its app with the library, embedded checkpoint included. All is checked before
+anything is sent.
 """
 
 import argparse
@@ -23,12 +24,14 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCard, con
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from PIL import Image
 
+import bwm_pipelines
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline
 from bwm_pipelines.loading import check_folder
 from hub_cards.cards import EXAMPLES, KINDS, make_card
 from hub_cards.single_file import single_file
 
 SPACE = Path(__file__).parent / "space"
+LIBRARY = Path(bwm_pipelines.__file__).parent
 KEPT = {
     "model_index.json",
     "NOTICE",
@@ -135,6 +138,22 @@ def check(folder: Path) -> None:
                 raise ValueError(f"`checkpoint`: the card shows {name}, which is not there; build it again.")
 
 
+def build_space(out: Path) -> None:
+    """Put the Space's folder together, with the library beside its app; `out` is replaced, as a whole and in the end.
+
+    Raises:
+        ValueError: the Space would not start.
+    """
+    check_space(SPACE)
+    folder = out.with_name(out.name + ".tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    no_cache = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SPACE, folder, ignore=no_cache)
+    shutil.copytree(LIBRARY, folder / LIBRARY.name, ignore=no_cache, copy_function=_link)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(folder, out)
+
+
 def check_space(folder: Path) -> None:
     """Refuse a Space's folder that would not start.
 
@@ -227,12 +246,11 @@ def main() -> None:
     args = parser.parse_args()
     if not args.space and args.card is None:
         parser.error("--card is needed for a checkpoint")
+    folder, kind = args.out or Path("runs/hub", args.to.rpartition("/")[2]), "space" if args.space else "model"
     try:
         if args.space:
-            folder, kind = SPACE, "space"
-            check_space(folder)
+            build_space(folder)
         else:
-            folder, kind = args.out or Path("runs/hub", args.to.rpartition("/")[2]), "model"
             build(args.checkpoint, args.card, args.to, folder, args.results, args.example, args.license)
             check(folder)
         files = files_of(folder)

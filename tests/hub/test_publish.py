@@ -160,21 +160,23 @@ def test_stranger_may_not_write(hub, command, source, tmp_path):
 def test_space(hub, command, tmp_path, monkeypatch):
     space = tmp_path / "space"
     space.mkdir()
+    library = tmp_path / "bwm_pipelines"
+    (library / "__pycache__").mkdir(parents=True)
+    (library / "__init__.py").touch()
+    (library / "__pycache__" / "left.pyc").touch()
     monkeypatch.setattr(publish, "SPACE", space)
+    monkeypatch.setattr(publish, "LIBRARY", library)
+    monkeypatch.chdir(tmp_path)
     assert "has no README.md" in refusal(command, "--space", "--to", "someone/space")
     (space / "README.md").write_text("---\ntitle: World model\nsdk: gradio\napp_file: app.py\n---\n")
     assert "an app_file that is there" in refusal(command, "--space", "--to", "someone/space")
     (space / "app.py").write_text("print()\n")
     assert "has no requirements.txt" in refusal(command, "--space", "--to", "someone/space")
     (space / "requirements.txt").write_text("gradio\n")
-    assert "3 files, " in command("--space", "--to", "someone/space")
+    assert "4 files, " in command("--space", "--to", "someone/space")
     assert not hub.requests
     command("--space", "--to", "someone/space", "--upload")
     repository = hub.repositories["spaces/someone/space"]
     assert repository.commits[repository.refs["main"]].keys() == {
-        ".gitattributes", "README.md", "app.py", "requirements.txt",
+        ".gitattributes", "README.md", "app.py", "bwm_pipelines/__init__.py", "requirements.txt",
     }  # fmt: skip
-
-
-def test_space_of_this_repository_can_be_published():
-    publish.check_space(publish.SPACE)

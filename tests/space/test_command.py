@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from urllib.error import URLError
 import yaml
 
 from bwm_pipelines.__main__ import main
+from hub_cards.publish import build_space
 
 ROOT = Path(__file__).parent.parent.parent
 SPACE = ROOT / "hub_cards" / "space"
@@ -75,12 +75,12 @@ def test_the_command_serves_until_interrupted_and_leaves_no_file(checkpoint, tmp
     assert list(folder.iterdir()) == []
 
 
-def test_the_space_runs_with_the_library_beside_it(checkpoint, tmp_path):
-    shutil.copy(SPACE / "app.py", tmp_path)
-    (tmp_path / "bwm_pipelines").symlink_to(ROOT / "bwm_pipelines")
-    port = free_port()
+def test_what_is_published_as_the_space_runs(checkpoint, tmp_path):
+    folder, port = tmp_path / "space", free_port()
+    build_space(folder)
+    assert (folder / "bwm_pipelines/checkpoints/playroom/model_index.json").is_file()
     environment = {"CHECKPOINT": checkpoint, "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": ""}
-    with process("app.py", folder=tmp_path, log=tmp_path / "log", **environment) as running:
+    with process("app.py", folder=folder, log=tmp_path / "log", **environment) as running:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/"), running)
 
 

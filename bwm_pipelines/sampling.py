@@ -1,21 +1,21 @@
-"""Sampling of image tokens: one prefill for all candidates, then one token at a time by inverse CDF.
+"""Sampling of image tokens: the prompt is read once for all candidates, then one token at a time by inverse CDF.
 
-Every candidate has uniform numbers of its own, so that candidate i is the same image however many others are sampled
+What the model computes for a token is the family's, see `ChameleonFamily.prefill` and `continue_prompts`. Every candidate has uniform numbers of its own, so that candidate i is the same image however many others are sampled
 beside it (in fp32 on one device; in bf16 logits depend on the batch shape).
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
-Step = Callable[[Tensor, Cache | None], tuple[Tensor, Cache]]
-"""(ids int64 [B, S], cache of the tokens before or None) -> (logits over the codes [B, C], cache with these tokens)."""
+from bwm_pipelines.compilation import Recorded
+from bwm_pipelines.families import ChameleonFamily
+
+WINDOW = 256
+"""A compiled step attends to the tokens drawn so far, rounded up to a multiple of this."""
 
 
 class Interrupted(Exception):
@@ -63,62 +63,15 @@ def pick_codes(logits: Tensor, uniforms: Tensor) -> Tensor:
     cdf = logits.softmax(-1).cumsum(-1)
     total = cdf[:, -1:]
     target = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cdf, target, right=True).squeeze(-1)
-
-
-class _RoomyLayer(DynamicLayer):
-    """Keys and values [B, heads, length, dim] that grow within buffers made once.
-
-    The stock layer copies everything for every token, which took most of the time of a small model on a CPU.
-    """
-
-    def __init__(self, prefix: DynamicLayer, times: int, room: int):
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
-        self._buffers = [self._with_room(states, times, room) for states in (prefix.keys, prefix.values)]
-        self._show(prefix.keys.shape[-2])
-
-    @staticmethod
-    def _with_room(states: Tensor, times: int, room: int) -> Tensor:
-        _, heads, length, dim = states.shape
-        buffer = states.new_empty(times, heads, length + room, dim)
-        buffer[:, :, :length] = states
-        return buffer
-
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start = self.keys.shape[-2]
-        end = start + key_states.shape[-2]
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = states
-        self._show(end)
-        return self.keys, self.values
-
-
-def repeat_cache(cache: Cache, times: int, room: int) -> Cache:
-    """A copy of a cache of batch 1 with batch `times` and room for so many more tokens; the original stays."""
-    return Cache(layers=[_RoomyLayer(layer, times, room) for layer in cache.layers])
-
-
-@dataclass
-class _Branch:
-    """A prompt being continued: logits [B, C] of its next token and the cache of all tokens before."""
-
-    logits: Tensor
-    cache: Cache
-
-    def repeat(self, times: int, room: int) -> "_Branch":
-        return _Branch(self.logits.expand(times, -1), repeat_cache(self.cache, times, room))
+    # Logits that are not finite are reported later; until then they must not give a code that does not exist.
+    return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
 def sample_codes(
-    step: Step,
-    prefix_ids: Tensor,
+    family: ChameleonFamily,
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
     *,
-    code_token_ids: Tensor,
-    num_tokens: int,
     uniforms: Tensor,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -127,62 +80,85 @@ def sample_codes(
     unconditional_ids: Tensor | None = None,
     candidate_batch_size: int | None = None,
     on_token: Callable[[Tensor], None] | None = None,
+    compiled: bool | None = None,
 ) -> Tensor:
     """Sample K continuations of N image tokens that share one prompt.
 
     Args:
-        step: one forward pass, see `Step`.
-        prefix_ids: the prompt, int64 [S].
-        code_token_ids: token id of every code, int64 [C].
-        num_tokens: N.
+        family: the token layout of `model`.
+        model: the world model.
+        prompt_ids: int64 [S].
         uniforms: float64 [K, N] in [0, 1).
         temperature: divides the logits; 0 takes the likeliest token.
         top_k, top_p: see `filter_logits`; None for no limit.
         guidance_scale: g in unconditional + g * (conditional - unconditional), on logits; 1 is no guidance.
         unconditional_ids: the prompt without its action, int64 [S']; needed if `guidance_scale` is not 1.
         candidate_batch_size: candidates that run at once; None for all K.
-        on_token: called after every token of a chunk of k candidates with their codes so far, int64 [k, t]; what it
-            raises ends the sampling.
+        on_token: called after every token of a chunk of k candidates with their codes so far, int64 [k, t], which stay
+            valid until the next call; what it raises ends the sampling.
+        compiled: whether the step is compiled, and on an Nvidia GPU recorded as CUDA graphs; None for where it pays,
+            on an Nvidia GPU. Changes nothing but the time.
 
     Returns:
-        Codes, int64 [K, N], on the device of `prefix_ids`.
+        Codes, int64 [K, N], on the device of `prompt_ids`.
 
     Raises:
         ValueError: the logits are not finite.
     """
-    code_token_ids = code_token_ids.to(prefix_ids.device)
+    device = prompt_ids.device
+    compiled = device.type == "cuda" if compiled is None else compiled
     # Apple's GPUs know no float64: there the picking is done on the CPU.
-    uniforms = uniforms if prefix_ids.device.type == "mps" else uniforms.to(prefix_ids.device)
+    uniforms = uniforms if device.type == "mps" else uniforms.to(device)
     guided = guidance_scale != 1 and unconditional_ids is not None
-    prompts = [prefix_ids, unconditional_ids] if guided else [prefix_ids]
-    prefilled = [_Branch(*step(ids[None], None)) for ids in prompts]
+    prompts = [prompt_ids, unconditional_ids] if guided else [prompt_ids]
+    prompt_logits, caches = zip(*(family.prefill(model, ids) for ids in prompts), strict=True)
 
     def sample_chunk(uniforms: Tensor) -> Tensor:
-        branches = [branch.repeat(len(uniforms), num_tokens) for branch in prefilled]
-        codes = torch.empty(len(uniforms), 0, dtype=torch.int64, device=prefix_ids.device)
-        for position in range(num_tokens):
-            if position > 0:
-                ids = code_token_ids[codes[:, -1:]]
-                branches = [_Branch(*step(ids, branch.cache)) for branch in branches]
-            logits = _guide(branches, guidance_scale).to(uniforms)
-            if not logits.isfinite().all():
-                raise ValueError(
-                    f"`world_model` gave logits that are not finite at image token {position}; its weights are "
-                    "damaged or its dtype overflows, load it in float32 or bfloat16."
-                )
-            code = _next_codes(logits, uniforms[:, position], temperature, top_k, top_p)
-            codes = torch.cat([codes, code[:, None].to(codes.device)], dim=1)
+        num_candidates, num_tokens = uniforms.shape
+        step = family.continue_prompts(model, caches, num_candidates, num_tokens - 1, compiled=compiled)
+        codes = torch.zeros(num_candidates, num_tokens, dtype=torch.int64, device=device)
+        sums = uniforms.new_zeros(num_tokens)
+        # On the device, like all that changes from token to token: nothing waits, and a CUDA graph can be replayed.
+        position = torch.zeros(1, dtype=torch.int64, device=device)
+
+        def draw(logits: Tensor) -> None:
+            """Codes at `position` from logits [R, C]."""
+            logits = _guide(logits.unflatten(0, (len(prompts), -1)), guidance_scale).to(uniforms)
+            place = position.to(uniforms.device)
+            sums.index_copy_(0, place, logits.sum().reshape(1))
+            drawn = _next_codes(logits, uniforms.index_select(1, place).squeeze(1), temperature, top_k, top_p)
+            codes.index_copy_(1, position, drawn[:, None].to(device))
+
+        def advance(window: int) -> None:
+            """From the codes at `position` to those after it."""
+            logits = step(codes.index_select(1, position).squeeze(1), position, window)
+            position.add_(1)
+            draw(logits)
+
+        if device.type == "cuda" and compiled and step.fixed_windows:
+            advance = Recorded(advance, position)
+        draw(torch.cat([logits.expand(num_candidates, -1) for logits in prompt_logits]))
+        for length in range(1, num_tokens + 1):
+            if length > 1:
+                advance(_window(length - 1, num_tokens - 1) if step.fixed_windows else length - 1)
             if on_token is not None:
-                on_token(codes)
+                on_token(codes[:, :length])
+        _check_finite(sums)
         return codes
 
     return torch.cat([sample_chunk(chunk) for chunk in uniforms.split(candidate_batch_size or len(uniforms))])
 
 
-def _guide(branches: list[_Branch], scale: float) -> Tensor:
-    if len(branches) == 1:
-        return branches[0].logits
-    conditional, unconditional = (branch.logits.float() for branch in branches)
+def _window(length: int, limit: int) -> int:
+    """`length` rounded up, so that a step of fixed shapes serves many tokens."""
+    return min(math.ceil(length / WINDOW) * WINDOW, limit)
+
+
+def _guide(logits: Tensor, scale: float) -> Tensor:
+    """Logits [1, K, C], or [2, K, C] with and without the action -> [K, C]."""
+    if len(logits) == 1:
+        return logits[0]
+    conditional, unconditional = logits.float()
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -192,3 +168,13 @@ def _next_codes(
     if temperature == 0:
         return logits.argmax(-1)
     return pick_codes(filter_logits(logits / temperature, top_k, top_p), uniforms)
+
+
+def _check_finite(sums: Tensor) -> None:
+    """Raise unless the sum of every token's logits, [N], is finite."""
+    failed = (~sums.isfinite()).nonzero().flatten().tolist()
+    if failed:
+        raise ValueError(
+            f"`world_model` gave logits that are not finite at image token {failed[0]}; its weights are "
+            "damaged or its dtype overflows, load it in float32 or bfloat16."
+        )

@@ -1,12 +1,18 @@
 """The sampler's pure functions, and the whole of it against transformers without any cache."""
 
 import math
+from functools import cache, partial
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
+from transformers import DynamicCache
 
+from bwm_pipelines.compilation import Compiled
+from bwm_pipelines.families.chameleon import StockImageSteps, _layer
 from bwm_pipelines.sampling import (
     candidate_generators,
     candidate_uniforms,
@@ -14,7 +20,7 @@ from bwm_pipelines.sampling import (
     pick_codes,
     sample_codes,
 )
-from tests.tiny import plain_logits, stock_prompt
+from tests.tiny import build_pipeline, plain_logits, stock_prompt
 
 BEFORE = torch.arange(16)
 ACTION = "open the door"
@@ -126,14 +132,14 @@ def plain_greedy(pipe, guidance_scale: float) -> list[int]:
 
 
 def sample(pipe, uniforms: torch.Tensor, **options) -> torch.Tensor:
+    before = BEFORE.to(pipe.device)
     with torch.no_grad():
         return sample_codes(
-            lambda ids, cache: pipe.family.decode_step(pipe.world_model, ids, cache),
-            pipe.family.forward_prompt_ids(BEFORE, ACTION),
-            code_token_ids=pipe.family.image_token_ids,
-            num_tokens=16,
+            pipe.family,
+            pipe.world_model,
+            pipe.family.forward_prompt_ids(before, ACTION),
             uniforms=uniforms,
-            unconditional_ids=pipe.family.forward_prompt_ids(BEFORE, ""),
+            unconditional_ids=pipe.family.forward_prompt_ids(before, ""),
             **options,
         )
 
@@ -169,15 +175,129 @@ def test_candidate_depends_on_no_other_and_on_no_batch_size(pipe, num_candidates
     assert len(alone.unique(dim=0)) == 8
 
 
-def test_candidates_share_one_prefill(pipe):
+@settings(max_examples=15, deadline=None)
+@given(
+    num_candidates=st.integers(1, 6),
+    num_tokens=st.integers(1, 16),
+    candidate_batch_size=st.integers(1, 7),
+    guidance_scale=st.sampled_from([1.0, 2.5]),
+    temperature=st.sampled_from([0.0, 0.8]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_tokens_are_those_of_a_plain_forward_for_any_shape(
+    pipe, num_candidates, num_tokens, candidate_batch_size, guidance_scale, temperature, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(num_candidates, num_tokens, dtype=torch.float64, generator=generator)
+    options = {"temperature": temperature, "guidance_scale": guidance_scale}
+    codes = sample(pipe, uniforms, candidate_batch_size=candidate_batch_size, **options)
+    assert codes.shape == uniforms.shape
+    prompts = [pipe.family.forward_prompt_ids(BEFORE, action) for action in (ACTION, "")]
+    for row, row_uniforms in zip(codes, uniforms, strict=True):
+        drawn = pipe.family.image_token_ids[row[:-1]]
+        logits, free = (
+            plain_logits(pipe.world_model, torch.cat([prompt, drawn]))[-num_tokens:, pipe.family.image_token_ids]
+            for prompt in prompts
+        )
+        guided = (free + guidance_scale * (logits - free)).double()
+        expected = pick_codes(guided / temperature, row_uniforms) if temperature else guided.argmax(-1)
+        assert expected.equal(row)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_model_offloaded_in_parts_gives_the_same_tokens(pipe, guidance_scale):
+    """Weights that hooks bring one by one: the stock forward is used."""
+    uniforms = torch.rand(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    offloaded = build_pipeline()
+    cpu_offload(offloaded.world_model, execution_device=torch.device("cpu"))
+    steps = offloaded.family.continue_prompts(offloaded.world_model, [DynamicCache()], 1, 1)
+    assert isinstance(steps, StockImageSteps)
+    codes = sample(offloaded, uniforms, guidance_scale=guidance_scale)
+    assert codes.equal(sample(pipe, uniforms, guidance_scale=guidance_scale))
+
+
+def test_adapter_of_the_world_model_works_and_changes_the_tokens(pipe):
+    uniforms = torch.rand(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    adapted = build_pipeline()
+    targets = ["q_proj", "down_proj", "lm_head"]
+    adapted.world_model.add_adapter(LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    codes = sample(adapted, uniforms)
+    assert not codes.equal(sample(pipe, uniforms))
+    prompt = adapted.family.forward_prompt_ids(BEFORE, ACTION)
+    for row, row_uniforms in zip(codes, uniforms, strict=True):
+        ids = torch.cat([prompt, adapted.family.image_token_ids[row[:-1]]])
+        logits = plain_logits(adapted.world_model, ids)[-16:, adapted.family.image_token_ids].double()
+        assert pick_codes(logits, row_uniforms).equal(row)
+
+
+# --- Compiled ---
+
+
+@pytest.fixture
+def compile_with(monkeypatch):
+    """Lets the step be compiled anew by a backend of `torch.compile`."""
+
+    def install(backend):
+        torch._dynamo.reset()
+        monkeypatch.setattr("torch.compile", partial(torch.compile, backend=backend))
+        monkeypatch.setattr("bwm_pipelines.families.chameleon._compiled_layer", cache(lambda: Compiled(_layer)))
+        # The tokens of an image then take several windows.
+        monkeypatch.setattr("bwm_pipelines.sampling.WINDOW", 4)
+
+    return install
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What is logged about compilation."""
+    messages = []
+    monkeypatch.setattr("bwm_pipelines.compilation.logger.warning", messages.append)
+    return messages
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_compiled_tokens_are_those_of_the_eager_step(pipe, compile_with, said, guidance_scale):
+    """Traced and made functional as for every backend; those that write code take a minute."""
+    compile_with("aot_eager")
+    uniforms = torch.rand(6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    options = {"guidance_scale": guidance_scale, "candidate_batch_size": 3}
+    assert sample(pipe, uniforms, compiled=True, **options).equal(sample(pipe, uniforms, **options))
+    assert said == ["Compiling the sampling step; this first call takes a minute or so longer."]
+
+
+def test_compilation_that_fails_is_reported_and_changes_nothing(pipe, compile_with, said):
+    def no_compiler(*args):
+        raise RuntimeError("no compiler found")
+
+    compile_with(no_compiler)
+    uniforms = torch.rand(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    assert sample(pipe, uniforms, compiled=True).equal(sample(pipe, uniforms))
+    assert len(said) == 2
+    assert "it runs uncompiled" in said[1] and "no compiler found" in said[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an Nvidia GPU")
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_recorded_tokens_are_those_of_the_eager_step(guidance_scale, monkeypatch, said):
+    monkeypatch.setattr("bwm_pipelines.sampling.WINDOW", 4)
+    pipe = build_pipeline().to("cuda")
+    uniforms = torch.rand(5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    options = {"guidance_scale": guidance_scale, "candidate_batch_size": 3}
+    assert sample(pipe, uniforms, **options).equal(sample(pipe, uniforms, compiled=False, **options))
+    assert not [message for message in said if "failed" in message]
+
+
+# --- Reading the prompts ---
+
+
+def test_the_prompts_are_read_once(pipe):
     lengths = []
     hook = pipe.world_model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    sample(pipe, torch.zeros(8, 16), candidate_batch_size=4)
+    sample(pipe, torch.zeros(8, 16), candidate_batch_size=4, guidance_scale=2.0)
     hook.remove()
-    prompt = len(pipe.family.forward_prompt_ids(BEFORE, ACTION))
-    assert lengths == [(1, prompt), *[(4, 1)] * 30]
+    assert lengths == [(1, len(pipe.family.forward_prompt_ids(BEFORE, action))) for action in (ACTION, "")]
 
 
 def test_every_token_is_reported(pipe):

@@ -9,12 +9,20 @@ replaced by the tokens of the images:
 Forward dynamics and inverse dynamics are those of arXiv 2506.06006, section 3.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 
 import torch
 from diffusers import VQModel
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear, rms_norm
 from transformers import Cache, ChameleonForConditionalGeneration, ChameleonProcessor
+from transformers.models.chameleon.modeling_chameleon import ChameleonAttention, ChameleonDecoderLayer
+
+from bwm_pipelines.compilation import Compiled
+from bwm_pipelines.shared_prefix import LayerStates, SharedPrefixCache, attend
 
 # The legacy prompt of AURORA and the one of SWIRL (arXiv 2602.06130); 2506.06006 prints none.
 FORWARD_PROMPT = "<image>\nEditing the given image according to the following prompt: {action}"
@@ -23,6 +31,7 @@ INVERSE_PROMPT = (
     "change from the first to the second. Use clear, concise natural language to explain the state transition."
 )
 IMAGE_SIZE = 512
+NORM_EPS = 1e-5  # of queries and keys, which the stock code fixes
 
 _DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 
@@ -213,22 +222,41 @@ class ChameleonFamily:
         finally:
             vocabulary.image_tokens = masked
 
-    def decode_step(
-        self, model: ChameleonForConditionalGeneration, ids: torch.Tensor, cache: Cache | None
-    ) -> tuple[torch.Tensor, Cache]:
-        """Logits over the codes of the next image token.
+    def prefill(self, model: ChameleonForConditionalGeneration, prompt_ids: Tensor) -> tuple[Tensor, Cache]:
+        """Read the prompt of the world model.
 
         Args:
             model: the world model; called as a module, so that offloading hooks run.
-            ids: int64 [B, S], the tokens that `cache` does not hold yet.
-            cache: keys and values of the tokens before, updated in place; None if there are none.
+            prompt_ids: int64 [S].
 
         Returns:
-            float [B, codebook] at the last position, and the cache.
+            Logits over the codes of the first image token, float [1, codebook], and the cache of the prompt.
         """
         with self.image_logits(model):
-            outputs = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return outputs.logits[:, -1, self.image_token_ids.to(ids.device)], outputs.past_key_values
+            outputs = model(input_ids=prompt_ids[None], use_cache=True, logits_to_keep=1)
+        return outputs.logits[:, -1, self.image_token_ids.to(prompt_ids.device)], outputs.past_key_values
+
+    def continue_prompts(
+        self,
+        model: ChameleonForConditionalGeneration,
+        prefilled: Sequence[Cache],
+        num_candidates: int,
+        num_tokens: int,
+        *,
+        compiled: bool = False,
+    ) -> "ImageSteps | StockImageSteps":
+        """The steps after `prefill`: called with the codes of K candidates, the logits of their next image tokens.
+
+        Args:
+            model: the world model, which a `prefill` brought to its device.
+            prefilled: for each prompt that the candidates continue, its cache; left as it is.
+            num_candidates: K.
+            num_tokens: how many steps there are at most.
+            compiled: see `sample_codes`.
+        """
+        if _is_plain(model):
+            return ImageSteps(model, self.image_token_ids, prefilled, num_candidates, num_tokens, compiled)
+        return StockImageSteps(model, self, prefilled, num_candidates)
 
     def text_step(
         self, model: ChameleonForConditionalGeneration, ids: torch.Tensor, cache: Cache | None, num_logits: int
@@ -247,3 +275,160 @@ class ChameleonFamily:
         with nullcontext() if self.mask_image_logits else self.image_logits(model):
             outputs = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=num_logits)
         return outputs.logits, outputs.past_key_values
+
+
+# --- The step from one image token to the next ---
+
+
+class ImageSteps:
+    """Steps by the submodules of the stock model, without what its forward does beside them.
+
+    The prompts are shared by all candidates, see `bwm_pipelines.shared_prefix`, and only the codebook's rows of the head
+    are computed. Linear layers are called as modules, so that adapters and quantized weights work.
+
+    Args:
+        model, prefilled, num_candidates, num_tokens, compiled: see `ChameleonFamily.continue_prompts`.
+        image_token_ids: token id of every code, int64 [codebook].
+    """
+
+    def __init__(
+        self,
+        model: ChameleonForConditionalGeneration,
+        image_token_ids: Tensor,
+        prefilled: Sequence[Cache],
+        num_candidates: int,
+        num_tokens: int,
+        compiled: bool,
+    ):
+        self.fixed_windows = compiled
+        self._layer = _compiled_layer() if compiled else _layer
+        self._decoder = model.model
+        # One token more than needed: a window over all of a buffer would have to be compiled apart from the others.
+        self._cache = SharedPrefixCache(prefilled, num_candidates, num_tokens + 1)
+        self._num_prompts = len(prefilled)
+        device = self._cache.layers[0].prefix_keys.device
+        self._image_token_ids = image_token_ids.to(device)
+        self._head = _image_head(model.lm_head, self._image_token_ids)
+        self._norms = [_query_key_norm(layer.self_attn) for layer in self._decoder.layers]
+        self._cos, self._sin = self._rotations(num_candidates, num_tokens)
+
+    def _rotations(self, num_candidates: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Rotary embedding of every position, [N, R, 1, D] each; the sine has the sign of `rotate_half`."""
+        like = self._cache.layers[0].prefix_keys
+        starts = torch.tensor(self._cache.prefix_lengths, device=like.device)
+        positions = starts + torch.arange(num_tokens, device=like.device)[:, None]
+        cos, sin = self._decoder.rotary_emb(like, positions)
+        sin[..., : sin.shape[-1] // 2].neg_()
+        return tuple(part.repeat_interleave(num_candidates, 1)[:, :, None] for part in (cos, sin))
+
+    def __call__(self, codes: Tensor, position: Tensor, window: int) -> Tensor:
+        """Logits of the next image tokens.
+
+        Args:
+            codes: int64 [K], the codes at `position`.
+            position: int64 [1].
+            window: how many of the tokens drawn to attend to: `position` + 1, or at least that many if
+                `fixed_windows`.
+
+        Returns:
+            float [R, codebook], the rows of one prompt after those of the other.
+        """
+        hidden = self._decoder.embed_tokens(self._image_token_ids[codes].repeat(self._num_prompts))
+        rotation = [table.index_select(0, position)[0] for table in (self._cos, self._sin)]
+        bias = self._cache.bias(window, position if self.fixed_windows else None)
+        for layer, norm, states in zip(self._decoder.layers, self._norms, self._cache.layers, strict=True):
+            hidden = self._layer(layer, hidden, norm, rotation, states, position, window, bias)
+        return self._head(_rms_norm(self._decoder.norm, hidden))
+
+
+class StockImageSteps:
+    """The same steps by the stock forward, for a model whose parts must not be called on their own.
+
+    Args:
+        model, prefilled, num_candidates: see `ChameleonFamily.continue_prompts`.
+    """
+
+    fixed_windows = False
+
+    def __init__(
+        self,
+        model: ChameleonForConditionalGeneration,
+        family: ChameleonFamily,
+        prefilled: Sequence[Cache],
+        num_candidates: int,
+    ):
+        self._model, self._family = model, family
+        self._caches = [deepcopy(cache) for cache in prefilled]
+        for cache in self._caches:
+            cache.batch_repeat_interleave(num_candidates)
+
+    def __call__(self, codes: Tensor, position: Tensor, window: int) -> Tensor:
+        """Logits of the next image tokens: as `ImageSteps`, called for one position after another."""
+        tokens = self._family.image_token_ids.to(codes.device)
+        ids = tokens[codes][:, None]
+        with self._family.image_logits(self._model):
+            logits = [self._model(input_ids=ids, past_key_values=cache).logits[:, -1] for cache in self._caches]
+        return torch.cat(logits)[:, tokens]
+
+
+def _is_plain(model: ChameleonForConditionalGeneration) -> bool:
+    """Whether the decoder's parts may be called on their own.
+
+    They may not where hooks bring weights to the device one by one. The 34B model orders its layers differently.
+    """
+    decoder = model.model
+    hooked = any(hasattr(part, hook) for part in decoder.modules() for hook in ("_hf_hook", "_diffusers_hook"))
+    usual = decoder.rotary_emb.rope_type == "default"
+    return usual and not hooked and all(type(layer) is ChameleonDecoderLayer for layer in decoder.layers)
+
+
+def _layer(
+    layer: ChameleonDecoderLayer,
+    hidden: Tensor,
+    norm: tuple[Tensor, Tensor],
+    rotation: Sequence[Tensor],
+    states: LayerStates,
+    position: Tensor,
+    window: int,
+    bias: Tensor | None,
+) -> Tensor:
+    """One layer for one token of each row: [R, hidden] -> [R, hidden]. See `attend` for the shapes.
+
+    Queries and keys are normalised and rotated together; the stock modules take ten times the operations.
+    """
+    attention, size = layer.self_attn, layer.self_attn.head_dim
+    normed = _rms_norm(layer.input_layernorm, hidden)
+    queries_keys = torch.cat([attention.q_proj(normed), attention.k_proj(normed)], dim=-1)
+    queries_keys = layer_norm(queries_keys.unflatten(-1, (-1, size)), (size,), eps=NORM_EPS)
+    queries_keys = torch.addcmul(norm[1], queries_keys, norm[0])
+    cos, sin = rotation
+    queries_keys = torch.addcmul(queries_keys * cos, queries_keys.roll(size // 2, -1), sin)
+    query, key = queries_keys.split((attention.num_heads, attention.num_key_value_heads), dim=1)
+    value = attention.v_proj(normed).unflatten(-1, (-1, size))
+    hidden = hidden + attention.o_proj(attend(query, key, value, states, position, window, bias))
+    return hidden + layer.mlp(_rms_norm(layer.post_attention_layernorm, hidden))
+
+
+@functools.cache
+def _compiled_layer() -> Compiled:
+    """`_layer` compiled, once a process: the layers are alike."""
+    return Compiled(_layer)
+
+
+def _query_key_norm(attention: ChameleonAttention) -> tuple[Tensor, Tensor]:
+    """Weight and bias [H + F, D] of the norms of queries and keys; attention's scaling of queries is in them."""
+    queries, keys = attention.q_norm, attention.k_norm
+    weight = torch.cat([queries.weight * attention.scaling, keys.weight])
+    return weight, torch.cat([queries.bias * attention.scaling, keys.bias])
+
+
+def _rms_norm(norm: nn.Module, hidden: Tensor) -> Tensor:
+    return rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+def _image_head(head: nn.Module, image_token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+    """The head's rows of the codes; of a head that is no plain linear layer, all rows are computed."""
+    if type(head) is nn.Linear and type(head.weight) is nn.Parameter:
+        rows = head.weight[image_token_ids]
+        return lambda hidden: linear(hidden, rows)
+    return lambda hidden: head(hidden)[:, image_token_ids]

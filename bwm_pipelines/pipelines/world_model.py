@@ -251,10 +251,9 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
             report = self._step_reporter(callback_on_step_end, callback_on_step_end_tensor_inputs, bar)
             sampled = [
                 sample_codes(
-                    lambda ids, cache: self.family.decode_step(self.world_model, ids, cache),
+                    self.family,
+                    self.world_model,
                     self.family.forward_prompt_ids(before, action),
-                    code_token_ids=self.family.image_token_ids,
-                    num_tokens=self.family.num_image_tokens,
                     uniforms=one_uniforms,
                     temperature=temperature,
                     top_k=top_k,

@@ -1,0 +1,149 @@
+"""World models to measure: the embedded one, the same layers with another vocabulary, and Chameleon-7B's shape."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+from bwm_pipelines import default_checkpoint
+from bwm_pipelines.families.chameleon import ChameleonFamily, image_token_name
+
+PRESETS = ("playroom", "7b", "tiny")
+SHAPES = {
+    "7b": {},  # the defaults of ChameleonConfig are Chameleon-7B's
+    "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+}
+NUM_CODES = {"7b": 8192, "tiny": 32}
+SMALL_VQ_CONFIG = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "attn_type": "none"}
+"""Of the image tokenizer inside the stock model, which is not measured."""
+LENGTHS = {"playroom": (152, 144), "7b": (1040, 1024), "tiny": (6, 8)}
+"""Tokens of the prompt and of the image."""
+
+
+class ImageTokens(ChameleonFamily):
+    """The family's way of running a model, for a model that has no processor.
+
+    Args:
+        image_token_ids: int64 [codebook].
+    """
+
+    def __init__(self, image_token_ids: Tensor):
+        self.image_token_ids = image_token_ids
+
+
+@dataclass
+class Subject:
+    """A model to measure, and what it continues: `prompt_ids` int64 [S] by `num_tokens` image tokens."""
+
+    name: str
+    family: ImageTokens
+    model: ChameleonForConditionalGeneration
+    prompt_ids: Tensor
+    num_tokens: int
+
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a step must read: all layers, and the head's rows of the codes."""
+        decoder = self.model.model
+        head = len(self.family.image_token_ids) * self.model.lm_head.weight[0].nbytes
+        return sum(parameter.nbytes for layer in decoder.layers for parameter in layer.parameters()) + head
+
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values of one token."""
+        config = self.model.config
+        width = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+        return 2 * config.num_hidden_layers * width * self.model.dtype.itemsize
+
+    def step_bytes(self, num_candidates: int) -> float:
+        """Bytes that a step must read at least, on average: weights, the prompt's cache once, half of each suffix."""
+        tokens = len(self.prompt_ids) + num_candidates * self.num_tokens / 2
+        return self.weight_bytes() + tokens * self.kv_bytes()
+
+
+def build_subject(
+    preset: str,
+    *,
+    prefix: int | None = None,
+    image_tokens: int | None = None,
+    vocabulary: int | None = None,
+    device: torch.device,
+) -> Subject:
+    """A model with a prompt of random image tokens.
+
+    Args:
+        preset: one of `PRESETS`. All but "playroom" have random weights, and "7b" is in bfloat16.
+        prefix: S; None for the preset's.
+        image_tokens: N; None for the preset's.
+        vocabulary: tokens of embedding and head, then with random weights; None for the preset's.
+        device: where it runs.
+    """
+    prefix, image_tokens = prefix or LENGTHS[preset][0], image_tokens or LENGTHS[preset][1]
+    if preset == "playroom" and vocabulary is None:
+        folder = default_checkpoint() / "world_model"
+        model = ChameleonForConditionalGeneration.from_pretrained(folder).to(device)
+    else:
+        model = _random_model(_config(preset, vocabulary), torch.bfloat16 if preset == "7b" else torch.float32, device)
+    vocabulary_map = model.config.vocabulary_map
+    num_codes = sum(name.startswith("IMGIMG") for name in vocabulary_map)
+    image_token_ids = torch.tensor([vocabulary_map[image_token_name(code)] for code in range(num_codes)])
+    prompt = image_token_ids[torch.randint(num_codes, (prefix,), generator=torch.Generator().manual_seed(0))]
+    name = f"{preset}, vocabulary {model.config.vocab_size}, {str(model.dtype).removeprefix('torch.')}"
+    return Subject(name, ImageTokens(image_token_ids), model.eval(), prompt.to(device), image_tokens)
+
+
+def _config(preset: str, vocabulary: int | None) -> ChameleonConfig:
+    if preset == "playroom":
+        config = ChameleonConfig.from_pretrained(default_checkpoint() / "world_model")
+    else:
+        names = {image_token_name(code): 4 + code for code in range(NUM_CODES[preset])}
+        vocab_size = max(names.values()) + 2 if preset == "tiny" else ChameleonConfig().vocab_size
+        vocabulary_map = names | {"<image>": vocab_size - 1}
+        config = ChameleonConfig(
+            vocabulary_map=vocabulary_map, vocab_size=vocab_size, vq_config=SMALL_VQ_CONFIG, **SHAPES[preset]
+        )
+        config.num_key_value_heads = config.num_attention_heads
+    config.vocab_size = vocabulary or config.vocab_size
+    return config
+
+
+def _random_model(
+    config: ChameleonConfig, dtype: torch.dtype, device: torch.device
+) -> ChameleonForConditionalGeneration:
+    torch.manual_seed(0)
+    with device:
+        return ChameleonForConditionalGeneration._from_config(config, dtype=dtype)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second that copying a large tensor moves, reading and writing: the best of several."""
+    source = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device).fill_(1)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        target.copy_(source)
+        wait_for(device)
+        times.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(times)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "CPU"

@@ -4,6 +4,7 @@ Both can fail (no compiler, an operation that cannot be recorded). Then the step
 result, and a warning says so.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,8 @@ from diffusers.utils import logging
 from torch import Tensor
 
 logger = logging.get_logger(__name__)
+
+STEPS_AHEAD = 4
 
 
 class Compiled:
@@ -43,6 +46,8 @@ class Compiled:
 class Recorded:
     """A step recorded as a CUDA graph for each window, then replayed: launching its kernels one by one takes longer.
 
+    The host stays a few steps ahead of the GPU, no more, so that progress and interruption follow what is computed.
+
     Args:
         step: takes a window; reads and writes tensors that stay where they are, without waiting for the GPU, and ends
             by adding 1 to `position`.
@@ -53,6 +58,7 @@ class Recorded:
         self._step, self._position = step, position
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._queued: deque[torch.cuda.Event] = deque()
         self._failed = False
 
     def __call__(self, window: int) -> None:
@@ -68,6 +74,11 @@ class Recorded:
             self._step(window)
         else:
             self._graphs[window].replay()
+        done = torch.cuda.Event()
+        done.record()
+        self._queued.append(done)
+        if len(self._queued) > STEPS_AHEAD:
+            self._queued.popleft().synchronize()
 
     def _record(self, window: int) -> torch.cuda.CUDAGraph:
         # Libraries initialise and compilation happens in a run before, whose position is taken back: the next run from

@@ -94,8 +94,8 @@ def sample_codes(
         guidance_scale: g in unconditional + g * (conditional - unconditional), on logits; 1 is no guidance.
         unconditional_ids: the prompt without its action, int64 [S']; needed if `guidance_scale` is not 1.
         candidate_batch_size: candidates that run at once; None for all K.
-        on_token: called after every token of a chunk of k candidates with their codes so far, int64 [k, t], which stay
-            valid until the next call; what it raises ends the sampling.
+        on_token: called after every token of a chunk of k candidates with their codes so far, int64 [k, t]; what it
+            raises ends the sampling.
         compiled: whether the step is compiled, and on an Nvidia GPU recorded as CUDA graphs; None for where it pays,
             on an Nvidia GPU. Changes nothing but the time.
 

@@ -17,7 +17,7 @@ from copy import deepcopy
 import torch
 from diffusers import VQModel
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear, rms_norm
+from torch.nn.functional import layer_norm, linear
 from transformers import Cache, ChameleonForConditionalGeneration, ChameleonProcessor
 from transformers.models.chameleon.modeling_chameleon import ChameleonAttention, ChameleonDecoderLayer
 
@@ -284,7 +284,7 @@ class ImageSteps:
     """Steps by the submodules of the stock model, without what its forward does beside them.
 
     The prompts are shared by all candidates, see `bwm_pipelines.shared_prefix`, and only the codebook's rows of the head
-    are computed. Linear layers are called as modules, so that adapters and quantized weights work.
+    are computed. Submodules are called as modules, so that adapters and quantized weights work.
 
     Args:
         model, prefilled, num_candidates, num_tokens, compiled: see `ChameleonFamily.continue_prompts`.
@@ -338,7 +338,7 @@ class ImageSteps:
         bias = self._cache.bias(window, position if self.fixed_windows else None)
         for layer, norm, states in zip(self._decoder.layers, self._norms, self._cache.layers, strict=True):
             hidden = self._layer(layer, hidden, norm, rotation, states, position, window, bias)
-        return self._head(_rms_norm(self._decoder.norm, hidden))
+        return self._head(self._decoder.norm(hidden))
 
 
 class StockImageSteps:
@@ -394,10 +394,10 @@ def _layer(
 ) -> Tensor:
     """One layer for one token of each row: [R, hidden] -> [R, hidden]. See `attend` for the shapes.
 
-    Queries and keys are normalised and rotated together; the stock modules take ten times the operations.
+    Queries and keys are normalised and rotated together, which takes a fifth of the stock modules' time on a CPU.
     """
     attention, size = layer.self_attn, layer.self_attn.head_dim
-    normed = _rms_norm(layer.input_layernorm, hidden)
+    normed = layer.input_layernorm(hidden)
     queries_keys = torch.cat([attention.q_proj(normed), attention.k_proj(normed)], dim=-1)
     queries_keys = layer_norm(queries_keys.unflatten(-1, (-1, size)), (size,), eps=NORM_EPS)
     queries_keys = torch.addcmul(norm[1], queries_keys, norm[0])
@@ -406,7 +406,7 @@ def _layer(
     query, key = queries_keys.split((attention.num_heads, attention.num_key_value_heads), dim=1)
     value = attention.v_proj(normed).unflatten(-1, (-1, size))
     hidden = hidden + attention.o_proj(attend(query, key, value, states, position, window, bias))
-    return hidden + layer.mlp(_rms_norm(layer.post_attention_layernorm, hidden))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 @functools.cache
@@ -420,10 +420,6 @@ def _query_key_norm(attention: ChameleonAttention) -> tuple[Tensor, Tensor]:
     queries, keys = attention.q_norm, attention.k_norm
     weight = torch.cat([queries.weight * attention.scaling, keys.weight])
     return weight, torch.cat([queries.bias * attention.scaling, keys.bias])
-
-
-def _rms_norm(norm: nn.Module, hidden: Tensor) -> Tensor:
-    return rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
 def _image_head(head: nn.Module, image_token_ids: Tensor) -> Callable[[Tensor], Tensor]:

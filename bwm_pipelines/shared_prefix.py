@@ -5,7 +5,8 @@ apart and meet in one softmax, so the result is exact and nothing of the prompt 
 are two prompts, with and without the action; the shorter is padded, and a bias of -inf hides its padding.
 
 Shapes: G prompts; K candidates; R = G * K rows, those of one prompt after those of the other; H heads, F of them with
-keys and values; D their size; P tokens of the longest prompt; N of a candidate.
+keys and values; D their size; P tokens of the longest prompt; N of a candidate. Heads come first, so that what a step
+adds and reads lies together.
 """
 
 import math
@@ -20,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class LayerStates(NamedTuple):
-    """Keys and values of one layer: [G * F, P, D] of the prompts, [G * F * K, N, D] of the candidates."""
+    """Keys and values of one layer: [F * G, P, D] of the prompts, [F * R, N, D] of the candidates."""
 
     prefix_keys: Tensor
     prefix_values: Tensor
@@ -78,11 +79,11 @@ def _layer_states(prompts: Sequence[DynamicLayer], num_candidates: int, num_toke
 
 
 def _stack_padded(states: Sequence[Tensor]) -> Tensor:
-    """G times [1, F, P_g, D] -> [G * F, P, D]; a single one is not copied."""
+    """G times [1, F, P_g, D] -> [F * G, P, D]; a single one is not copied."""
     if len(states) == 1:
         return states[0][0]
     longest = max(part.shape[-2] for part in states)
-    return torch.cat([pad(part[0], (0, 0, 0, longest - part.shape[-2])) for part in states])
+    return torch.stack([pad(part[0], (0, 0, 0, longest - part.shape[-2])) for part in states], dim=1).flatten(0, 1)
 
 
 def attend(
@@ -97,8 +98,8 @@ def attend(
     """Attention of every candidate's newest token, which is stored on the way.
 
     Args:
-        query: [R, H, D], already scaled.
-        key, value: [R, F, D].
+        query: [H, R, D], already scaled.
+        key, value: [F, R, D].
         states: of the layer; the suffixes are written at `position`.
         position: int64 [1], 0 for a candidate's first token.
         window: how many suffix tokens to attend to, at least `position` + 1.
@@ -107,33 +108,23 @@ def attend(
     Returns:
         [R, H * D].
     """
-    rows, heads, size = query.shape
+    kv_heads, rows, size = key.shape
     groups, prefix_length, _ = states.prefix_keys.shape
-    kv_heads = key.shape[1]
-    num_prompts = groups // kv_heads
-    candidates = rows // num_prompts
-
-    def by_head(states: Tensor) -> Tensor:
-        """[R, heads, D] -> [G * F, K * heads / F, D]"""
-        split = states.reshape(num_prompts, candidates, kv_heads, -1, size)
-        return split.transpose(1, 2).reshape(groups, -1, size)
-
-    def by_candidate(states: Tensor, length: int) -> Tensor:
-        """[G * F, K * heads / F, length] -> [G * F * K, heads / F, length]"""
-        return states.reshape(groups * candidates, -1, length)
-
-    for suffix, new in ((states.suffix_keys, key), (states.suffix_values, value)):
-        suffix.index_copy_(1, position, by_candidate(by_head(new), size))
+    shared = kv_heads * rows
+    states.suffix_keys.index_copy_(1, position, key.reshape(shared, 1, size))
+    states.suffix_values.index_copy_(1, position, value.reshape(shared, 1, size))
     keys, values = states.suffix_keys[:, :window], states.suffix_values[:, :window]
 
-    query = by_head(query)
-    from_suffix = torch.bmm(by_candidate(query, size), keys.mT).view(groups, -1, window)
-    scores = torch.cat([torch.bmm(query, states.prefix_keys.mT), from_suffix], dim=-1)
+    # Queries of the heads that share keys stand beside each other: [F, R, H / F, D].
+    query = query.view(kv_heads, -1, rows, size).transpose(1, 2)
+    from_prefix = torch.bmm(query.reshape(groups, -1, size), states.prefix_keys.mT)
+    from_suffix = torch.bmm(query.reshape(shared, -1, size), keys.mT)
+    scores = torch.cat([from_prefix, from_suffix.view(groups, -1, window)], dim=-1)
     if bias is not None:
-        scores = (scores.view(num_prompts, -1, prefix_length + window) + bias).view_as(scores)
+        scores = (scores.view(kv_heads, len(bias), -1, prefix_length + window) + bias).view_as(scores)
     weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
-    from_prefix = torch.bmm(weights[..., :prefix_length], states.prefix_values)
-    from_suffix = torch.bmm(by_candidate(weights[..., prefix_length:], window), values)
-    mixed = from_prefix + from_suffix.view_as(from_prefix)
-    mixed = mixed.view(num_prompts, kv_heads, candidates, -1, size).transpose(1, 2)
-    return mixed.reshape(rows, heads * size)
+    to_prefix, to_suffix = weights.split((prefix_length, window), dim=-1)
+    from_prefix = torch.bmm(to_prefix, states.prefix_values)
+    from_suffix = torch.bmm(to_suffix.reshape(shared, -1, window), values)
+    mixed = from_prefix.view_as(from_suffix) + from_suffix
+    return mixed.view(kv_heads, rows, -1).transpose(0, 1).reshape(rows, -1)

@@ -55,7 +55,8 @@ def test_attention_is_that_over_copies(
         position = torch.tensor([token])
         window = num_tokens if fixed_window else token + 1
         bias = cache.bias(window, position if fixed_window else None)
-        out = attend(queries[token], keys[token], values[token], cache.layers[0], position, window, bias)
+        heads_first = (part[token].transpose(0, 1).contiguous() for part in (queries, keys, values))
+        out = attend(*heads_first, cache.layers[0], position, window, bias)
         so_far = [part[: token + 1].permute(1, 2, 0, 3) for part in (keys, values)]
         of_prompts = zip(*(part.split(num_candidates) for part in (queries[token], *so_far)), strict=True)
         expected = [plain_attention(prompt, *parts) for prompt, parts in zip(prompts, of_prompts, strict=True)]

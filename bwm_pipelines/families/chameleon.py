@@ -313,13 +313,13 @@ class ImageSteps:
         self._cos, self._sin = self._rotations(num_candidates, num_tokens)
 
     def _rotations(self, num_candidates: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Rotary embedding of every position, [N, R, 1, D] each; the sine has the sign of `rotate_half`."""
+        """Rotary embedding of every position, [N, R, D] each; the sine has the sign of `rotate_half`."""
         like = self._cache.layers[0].prefix_keys
         starts = torch.tensor(self._cache.prefix_lengths, device=like.device)
         positions = starts + torch.arange(num_tokens, device=like.device)[:, None]
         cos, sin = self._decoder.rotary_emb(like, positions)
         sin[..., : sin.shape[-1] // 2].neg_()
-        return tuple(part.repeat_interleave(num_candidates, 1)[:, :, None] for part in (cos, sin))
+        return tuple(part.repeat_interleave(num_candidates, 1) for part in (cos, sin))
 
     def __call__(self, codes: Tensor, position: Tensor, window: int) -> Tensor:
         """Logits of the next image tokens.
@@ -396,15 +396,15 @@ def _layer(
 
     Queries and keys are normalised and rotated together, which takes a fifth of the stock modules' time on a CPU.
     """
-    attention, size = layer.self_attn, layer.self_attn.head_dim
+    attention, rows, size = layer.self_attn, len(hidden), layer.self_attn.head_dim
     normed = layer.input_layernorm(hidden)
     queries_keys = torch.cat([attention.q_proj(normed), attention.k_proj(normed)], dim=-1)
-    queries_keys = layer_norm(queries_keys.unflatten(-1, (-1, size)), (size,), eps=NORM_EPS)
+    queries_keys = layer_norm(queries_keys.view(rows, -1, size).transpose(0, 1), (size,), eps=NORM_EPS)
     queries_keys = torch.addcmul(norm[1], queries_keys, norm[0])
     cos, sin = rotation
     queries_keys = torch.addcmul(queries_keys * cos, queries_keys.roll(size // 2, -1), sin)
-    query, key = queries_keys.split((attention.num_heads, attention.num_key_value_heads), dim=1)
-    value = attention.v_proj(normed).unflatten(-1, (-1, size))
+    query, key = queries_keys.split((attention.num_heads, attention.num_key_value_heads))
+    value = attention.v_proj(normed).view(rows, -1, size).transpose(0, 1)
     hidden = hidden + attention.o_proj(attend(query, key, value, states, position, window, bias))
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
@@ -416,10 +416,11 @@ def _compiled_layer() -> Compiled:
 
 
 def _query_key_norm(attention: ChameleonAttention) -> tuple[Tensor, Tensor]:
-    """Weight and bias [H + F, D] of the norms of queries and keys; attention's scaling of queries is in them."""
+    """Weight and bias [H + F, 1, D] of the norms of queries and keys; attention's scaling of queries is in them."""
     queries, keys = attention.q_norm, attention.k_norm
     weight = torch.cat([queries.weight * attention.scaling, keys.weight])
-    return weight, torch.cat([queries.bias * attention.scaling, keys.bias])
+    bias = torch.cat([queries.bias * attention.scaling, keys.bias])
+    return weight[:, None], bias[:, None]
 
 
 def _image_head(head: nn.Module, image_token_ids: Tensor) -> Callable[[Tensor], Tensor]:

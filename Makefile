@@ -22,5 +22,5 @@ lint: .venv/dev.stamp
 	touch $@
 
 .venv/dev.stamp: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP_INSTALL) --editable '.[training,evaluation,scale,comfy,space,adapters,int8,dev]'
+	$(PIP_INSTALL) --editable '.[training,evaluation,scale,comfy,space,adapters,dev]'
 	touch $@

@@ -82,8 +82,9 @@ def _unpack(source: Source, folder: Path) -> None:
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != source.sha256:
         raise RuntimeError(f"{archive} has the SHA-256 {found}, not {source.sha256}; nothing of it was unpacked.")
+    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python before 3.11.4 has no filters
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+        tar.extractall(folder, **safely)
     (folder / name / "vendor" / "ComfyUI").rename(folder / "ComfyUI")
     shutil.rmtree(folder / name)
     archive.unlink()

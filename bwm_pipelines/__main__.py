@@ -210,19 +210,19 @@ def _roll_out(image: Image.Image, arguments: argparse.Namespace) -> list[Frame]:
     import torch
 
     from bwm_pipelines import ChameleonWorldModelPipeline
-    from bwm_pipelines.images import square
-    from bwm_pipelines.pictures import Frame
+    from bwm_pipelines.rollout import roll_out
 
     pipe = _load(ChameleonWorldModelPipeline, arguments.checkpoint)
+
+    def before_step(step: int, action: str) -> None:
+        pipe.set_progress_bar_config(disable=None, desc=f"step {step + 1} of {len(arguments.action)}: {action}")
+
     generator = torch.Generator().manual_seed(arguments.seed)
-    frames, scene = [Frame(square(image, pipe.family.image_size))], image
-    for step, action in enumerate(arguments.action, start=1):
-        pipe.set_progress_bar_config(disable=None, desc=f"step {step} of {len(arguments.action)}: {action}")
-        output = pipe(scene, action, num_candidates=arguments.num_candidates, generator=generator)
-        verified = (output.scores[0], output.margins[0], output.changed[0]) if output.scores else ()
-        frames.append(Frame(output.images[0], action, *verified))
-        scene = output.codes[:1]  # the tokens themselves: decoding and encoding again would change some
-    return frames
+    count = arguments.num_candidates
+    frames = roll_out(
+        pipe, image, arguments.action, num_candidates=count, generator=generator, before_step=before_step
+    )
+    return list(frames)
 
 
 # Input

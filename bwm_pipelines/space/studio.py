@@ -13,6 +13,8 @@ from PIL import Image
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline
 from bwm_pipelines.images import square
 from bwm_pipelines.pictures import Frame, evidence_overlay
+from bwm_pipelines.pipelines.base import StepCallback
+from bwm_pipelines.rollout import roll_out
 from bwm_pipelines.sampling import candidate_generators
 from bwm_pipelines.space.interruption import Progress, Run, interruptible
 
@@ -167,21 +169,23 @@ class Studio:
         """Let actions follow one another, each from the best image of the one before: the frames so far."""
 
         def work(run: Run) -> None:
-            generator = torch.Generator().manual_seed(seed)
-            frames, scene = [Frame(square(image, self.pipe.family.image_size))], image
-            for step, action in enumerate(actions):
+            def before_step(step: int, action: str) -> StepCallback:
                 part = [count / len(actions) for count in (step, step + 1)]
                 text = f"Step {step + 1} of {len(actions)}: {action}"
-                output = self.pipe(
-                    scene,
-                    action,
-                    num_candidates=num_candidates,
-                    generator=generator,
-                    callback_on_step_end=run.stage(text, *part, steps=self.pipe.family.num_image_tokens),
-                )
-                frames.append(Frame(output.images[0], action, output.scores[0], output.margins[0], output.changed[0]))
-                scene = output.codes[:1]  # the tokens themselves: decoding and encoding again would change some
-                run.report(Frames(list(frames)))
+                return run.stage(text, *part, steps=self.pipe.family.num_image_tokens)
+
+            generator, frames = torch.Generator().manual_seed(seed), []
+            for frame in roll_out(
+                self.pipe,
+                image,
+                actions,
+                num_candidates=num_candidates,
+                generator=generator,
+                before_step=before_step,
+            ):
+                frames.append(frame)
+                if len(frames) > 1:
+                    run.report(Frames(list(frames)))
 
         yield from interruptible(work)
 

@@ -4,7 +4,6 @@ Both can fail (no compiler, an operation that cannot be recorded). Then the step
 result, and a warning says so.
 """
 
-from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -12,8 +11,6 @@ from diffusers.utils import logging
 from torch import Tensor
 
 logger = logging.get_logger(__name__)
-
-STEPS_AHEAD = 4
 
 
 class Compiled:
@@ -46,19 +43,16 @@ class Compiled:
 class Recorded:
     """A step recorded as a CUDA graph for each window, then replayed: launching its kernels one by one takes longer.
 
-    The host stays a few steps ahead of the GPU, no more, so that progress and interruption follow what is computed.
-
     Args:
-        step: takes a window; reads and writes tensors that stay where they are, without waiting for the GPU, and ends
-            by adding 1 to `position`.
-        position: int64 [1] on the GPU.
+        step: takes a window; reads and writes tensors that stay where they are, without waiting for the GPU. Made again
+            with `state` taken back, it must give the same.
+        state: tensor on the GPU that the step changes.
     """
 
-    def __init__(self, step: Callable[[int], None], position: Tensor):
-        self._step, self._position = step, position
+    def __init__(self, step: Callable[[int], None], state: Tensor):
+        self._step, self._state = step, state
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._queued: deque[torch.cuda.Event] = deque()
         self._failed = False
 
     def __call__(self, window: int) -> None:
@@ -74,21 +68,15 @@ class Recorded:
             self._step(window)
         else:
             self._graphs[window].replay()
-        done = torch.cuda.Event()
-        done.record()
-        self._queued.append(done)
-        if len(self._queued) > STEPS_AHEAD:
-            self._queued.popleft().synchronize()
 
     def _record(self, window: int) -> torch.cuda.CUDAGraph:
-        # Libraries initialise and compilation happens in a run before, whose position is taken back: the next run from
-        # there writes the same.
+        # Libraries initialise and compilation happens in a run before, which is taken back.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            before = self._position.clone()
+            before = self._state.clone()
             self._step(window)
-            self._position.copy_(before)
+            self._state.copy_(before)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

@@ -49,6 +49,7 @@ def sampling_need(
     new_tokens: int,
     num_codes: int,
     guided: bool,
+    block: int = 1,
 ) -> Need:
     """What `sample_codes` needs for candidates of one prompt.
 
@@ -59,18 +60,19 @@ def sampling_need(
         new_tokens: N, the image.
         num_codes: C, over which the sampler holds logits.
         guided: whether there is an unconditional branch beside the prompt.
+        block: tokens of a candidate that a step computes.
     """
     kv, prompts = kv_bytes_per_token(config, dtype), 2 if guided else 1
     # Two prompts are kept as they were read and side by side; of the head there is a copy of the codes' rows.
     kept = prefix_tokens * kv * (4 if guided else 1)
     head = num_codes * config.hidden_size * dtype.itemsize
     scores = config.num_attention_heads * (prefix_tokens + new_tokens) * (dtype.itemsize + torch.float32.itemsize)
-    rotations = 2 * new_tokens * config.hidden_size // config.num_attention_heads * dtype.itemsize
+    rotations = prompts * 2 * new_tokens * config.hidden_size // config.num_attention_heads * dtype.itemsize
     logits = num_codes * 6 * torch.float64.itemsize
     return Need(
-        once=kept + head,
+        once=kept + head + rotations,
         prefill=prefix_tokens * _layer_bytes(config, dtype),
-        each=prompts * (new_tokens * kv + scores + rotations + _layer_bytes(config, dtype)) + logits,
+        each=prompts * ((new_tokens + block) * kv + block * (scores + _layer_bytes(config, dtype))) + block * logits,
     )
 
 

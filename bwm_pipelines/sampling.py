@@ -1,7 +1,9 @@
-"""Sampling of image tokens: the prompt is read once for all candidates, then one token at a time by inverse CDF.
+"""Sampling of image tokens: the prompt is read once for all candidates, then tokens are drawn by inverse CDF.
 
-What the model computes for a token is the family's, see `ChameleonFamily.prefill` and `continue_prompts`. Every candidate has uniform numbers of its own, so that candidate i is the same image however many others are sampled
-beside it (in fp32 on one device; in bf16 logits depend on the batch shape).
+What the model computes for a token is the family's, see `ChameleonFamily.prefill` and `continue_prompts`. Every
+candidate has uniform numbers of its own, so that candidate i is the same image however many others are sampled beside
+it, and however many of its tokens a step decides, see `bwm_pipelines.drafts` (in fp32 on one device; in bf16 logits
+depend on the batch shape).
 """
 
 import math
@@ -12,8 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bwm_pipelines.compilation import Recorded
+from bwm_pipelines.drafts import DraftedCodes, Progress
 from bwm_pipelines.families import ChameleonFamily
 
+BLOCK = 8
+"""Tokens of a candidate that a step computes if there is a draft."""
 WINDOW = 256
 """A compiled step attends to the tokens drawn so far, rounded up to a multiple of this."""
 
@@ -73,13 +78,14 @@ def sample_codes(
     prompt_ids: Tensor,
     *,
     uniforms: Tensor,
+    draft: Tensor | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     guidance_scale: float = 1.0,
     unconditional_ids: Tensor | None = None,
     candidate_batch_size: int | None = None,
-    on_token: Callable[[Tensor], None] | None = None,
+    on_step: Callable[[Tensor, int], None] | None = None,
     compiled: bool | None = None,
 ) -> Tensor:
     """Sample K continuations of N image tokens that share one prompt.
@@ -89,13 +95,16 @@ def sample_codes(
         model: the world model.
         prompt_ids: int64 [S].
         uniforms: float64 [K, N] in [0, 1).
+        draft: codes that the image probably resembles, int64 [N] on the device of `prompt_ids`: for an edit those of
+            the image before. A step then decides as many tokens as were guessed right, and one. Changes nothing but
+            the time.
         temperature: divides the logits; 0 takes the likeliest token.
         top_k, top_p: see `filter_logits`; None for no limit.
         guidance_scale: g in unconditional + g * (conditional - unconditional), on logits; 1 is no guidance.
         unconditional_ids: the prompt without its action, int64 [S']; needed if `guidance_scale` is not 1.
         candidate_batch_size: candidates that run at once; None for all K.
-        on_token: called after every token of a chunk of k candidates with their codes so far, int64 [k, t]; what it
-            raises ends the sampling.
+        on_step: called after a step of a chunk of k candidates with the t codes that all of them have, int64 [k, t], and
+            how many of these are new; what it raises ends the sampling.
         compiled: whether the step is compiled, and on an Nvidia GPU recorded as CUDA graphs; None for where it pays,
             on an Nvidia GPU. Changes nothing but the time.
 
@@ -112,50 +121,55 @@ def sample_codes(
     guided = guidance_scale != 1 and unconditional_ids is not None
     prompts = [prompt_ids, unconditional_ids] if guided else [prompt_ids]
     prompt_logits, caches = zip(*(family.prefill(model, ids) for ids in prompts), strict=True)
+    prompt_logits = torch.stack(prompt_logits)[:, :, None]
 
     def sample_chunk(uniforms: Tensor) -> Tensor:
         num_candidates, num_tokens = uniforms.shape
-        step = family.continue_prompts(model, caches, num_candidates, num_tokens - 1, compiled=compiled)
-        codes = torch.zeros(num_candidates, num_tokens, dtype=torch.int64, device=device)
-        sums = uniforms.new_zeros(num_tokens)
-        # On the device, like all that changes from token to token: nothing waits, and a CUDA graph can be replayed.
-        position = torch.zeros(1, dtype=torch.int64, device=device)
+        step = family.continue_prompts(
+            model, caches, num_candidates, num_tokens - 1, block=1 if draft is None else BLOCK, compiled=compiled
+        )
+        guesses = torch.zeros(num_tokens, dtype=torch.int64, device=device) if draft is None else draft
+        candidates = DraftedCodes(guesses, num_candidates, step.block)
+        sums = uniforms.new_zeros(num_tokens + step.block)
 
-        def draw(logits: Tensor) -> None:
-            """Codes at `position` from logits [R, C]."""
-            logits = _guide(logits.unflatten(0, (len(prompts), -1)), guidance_scale).to(uniforms)
-            place = position.to(uniforms.device)
-            sums.index_copy_(0, place, logits.sum().reshape(1))
-            drawn = _next_codes(logits, uniforms.index_select(1, place).squeeze(1), temperature, top_k, top_p)
-            codes.index_copy_(1, position, drawn[:, None].to(device))
+        def decide(places: Tensor, logits: Tensor) -> None:
+            """Codes at `places`, int64 [K, T], from logits [G, K, T, C]."""
+            logits = _guide(logits, guidance_scale).to(uniforms)
+            drawn = uniforms.gather(1, places.clamp_max(num_tokens - 1).to(uniforms.device))
+            sums.index_add_(0, places.flatten().to(sums.device), logits.sum(-1).flatten())
+            chosen = _next_codes(logits.flatten(0, 1), drawn.flatten(), temperature, top_k, top_p)
+            candidates.decide(places, chosen.view_as(drawn).to(device))
 
         def advance(window: int) -> None:
-            """From the codes at `position` to those after it."""
-            logits = step(codes.index_select(1, position).squeeze(1), position, window)
-            position.add_(1)
-            draw(logits)
+            places = candidates.next_places()
+            decide(places, step(candidates.before(places), places - 1, window))
 
+        decide(candidates.next_places()[:, :1], prompt_logits.expand(-1, num_candidates, -1, -1))
         if device.type == "cuda" and compiled and step.fixed_windows:
-            advance = Recorded(advance, position)
-        draw(torch.cat([logits.expand(num_candidates, -1) for logits in prompt_logits]))
-        for length in range(1, num_tokens + 1):
-            if length > 1:
-                advance(_window(length - 1, num_tokens - 1) if step.fixed_windows else length - 1)
-            if on_token is not None:
-                on_token(codes[:, :length])
-        _check_finite(sums)
-        return codes
+            advance = Recorded(advance, candidates.decided)
+        progress, reported = Progress(candidates), 0
+        while True:
+            if on_step is not None and progress.least > reported:
+                on_step(candidates.codes[:, : progress.least], progress.least - reported)
+                reported = progress.least
+            if progress.least == num_tokens:
+                break
+            reached = progress.most + step.block * (progress.steps_unknown + 1) - 1
+            advance(_window(reached, num_tokens - 1, step.fixed_windows))
+            progress.note_step()
+        _check_finite(sums[:num_tokens])
+        return candidates.codes[:, :num_tokens]
 
     return torch.cat([sample_chunk(chunk) for chunk in uniforms.split(candidate_batch_size or len(uniforms))])
 
 
-def _window(length: int, limit: int) -> int:
-    """`length` rounded up, so that a step of fixed shapes serves many tokens."""
-    return min(math.ceil(length / WINDOW) * WINDOW, limit)
+def _window(length: int, limit: int, fixed: bool) -> int:
+    """`length`, rounded up if a step of fixed shapes is to serve many tokens."""
+    return min(math.ceil(length / WINDOW) * WINDOW if fixed else length, limit)
 
 
 def _guide(logits: Tensor, scale: float) -> Tensor:
-    """Logits [1, K, C], or [2, K, C] with and without the action -> [K, C]."""
+    """Logits [1, ...], or [2, ...] with and without the action -> [...]."""
     if len(logits) == 1:
         return logits[0]
     conditional, unconditional = logits.float()

@@ -42,31 +42,28 @@ class SharedPrefixCache:
         self.prefix_lengths = [cache.get_seq_length() for cache in prefilled]
         layers = zip(*(cache.layers for cache in prefilled), strict=True)
         self.layers = [_layer_states(parts, num_candidates, num_tokens) for parts in layers]
-        self._bias = self._padding_bias(num_tokens) if len(set(self.prefix_lengths)) > 1 else None
+        self._padding = self._padding_bias()
 
-    def _padding_bias(self, num_tokens: int) -> Tensor:
-        """0 for tokens, -inf for the padding of a shorter prompt: [G, 1, P + N]."""
-        like = self.layers[0].prefix_keys
-        longest = max(self.prefix_lengths)
-        bias = like.new_zeros(len(self.prefix_lengths), 1, longest + num_tokens)
+    def _padding_bias(self) -> Tensor:
+        """0 for tokens, -inf for the padding of a shorter prompt: [G, 1, P]."""
+        bias = self.layers[0].prefix_keys.new_zeros(len(self.prefix_lengths), 1, max(self.prefix_lengths))
         for row, length in zip(bias, self.prefix_lengths, strict=True):
-            row[:, length:longest] = -math.inf
+            row[:, length:] = -math.inf
         return bias
 
-    def bias(self, window: int, position: Tensor | None = None) -> Tensor | None:
-        """What is added to attention scores: [G, 1, P + window] of 0 and -inf, or None for nothing.
+    def bias(self, places: Tensor, window: int) -> Tensor:
+        """What is added to attention scores, 0 or -inf: each token sees its prompt and its candidate's tokens up to it.
 
         Args:
+            places: int64 [T], where among its candidate's tokens each of T tokens stands.
             window: how many of the N tokens the scores cover.
-            position: int64 [1], the last of them that a candidate has; None if it has all of them.
+
+        Returns:
+            [G, T, 1, P + window].
         """
-        prefix = max(self.prefix_lengths)
-        bias = None if self._bias is None else self._bias[..., : prefix + window]
-        if position is None:
-            return bias
-        places = torch.arange(-prefix, window, device=position.device)
-        zero = bias if bias is not None else self.layers[0].prefix_keys.new_zeros(())
-        return torch.where(places <= position, zero, -math.inf).expand(len(self.prefix_lengths), 1, -1)
+        hidden = torch.arange(window, device=places.device) > places[:, None]
+        suffix = self._padding.new_zeros(()).where(~hidden, -math.inf).expand(len(self._padding), -1, -1)
+        return torch.cat([self._padding.expand(-1, len(places), -1), suffix], dim=-1).unsqueeze(2)
 
 
 def _layer_states(prompts: Sequence[DynamicLayer], num_candidates: int, num_tokens: int) -> LayerStates:
@@ -87,44 +84,36 @@ def _stack_padded(states: Sequence[Tensor]) -> Tensor:
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    states: LayerStates,
-    position: Tensor,
-    window: int,
-    bias: Tensor | None,
+    query: Tensor, key: Tensor, value: Tensor, states: LayerStates, slots: Tensor, window: int, bias: Tensor
 ) -> Tensor:
-    """Attention of every candidate's newest token, which is stored on the way.
+    """Attention of the T newest tokens of every row, which are stored on the way.
 
     Args:
-        query: [H, R, D], already scaled.
-        key, value: [F, R, D].
-        states: of the layer; the suffixes are written at `position`.
-        position: int64 [1], 0 for a candidate's first token.
-        window: how many suffix tokens to attend to, at least `position` + 1.
-        bias: see `SharedPrefixCache.bias`.
+        query: [H, R * T, D], already scaled.
+        key, value: [F, R * T, D].
+        states: of the layer; the suffixes are written at `slots`.
+        slots: int64 [R * T], row * N + place of each token.
+        window: how many suffix tokens to attend to.
+        bias: [G, K * T, 1, P + window], see `SharedPrefixCache.bias`.
 
     Returns:
-        [R, H * D].
+        [R * T, H * D].
     """
-    kv_heads, rows, size = key.shape
+    kv_heads, tokens, size = key.shape
     groups, prefix_length, _ = states.prefix_keys.shape
-    shared = kv_heads * rows
-    states.suffix_keys.index_copy_(1, position, key.reshape(shared, 1, size))
-    states.suffix_values.index_copy_(1, position, value.reshape(shared, 1, size))
+    states.suffix_keys.view(kv_heads, -1, size).index_copy_(1, slots, key)
+    states.suffix_values.view(kv_heads, -1, size).index_copy_(1, slots, value)
     keys, values = states.suffix_keys[:, :window], states.suffix_values[:, :window]
 
-    # Queries of the heads that share keys stand beside each other: [F, R, H / F, D].
-    query = query.view(kv_heads, -1, rows, size).transpose(1, 2)
+    # Queries of the heads that share keys stand beside each other: [F, R * T, H / F, D].
+    query = query.view(kv_heads, -1, tokens, size).transpose(1, 2)
     from_prefix = torch.bmm(query.reshape(groups, -1, size), states.prefix_keys.mT)
-    from_suffix = torch.bmm(query.reshape(shared, -1, size), keys.mT)
+    from_suffix = torch.bmm(query.reshape(len(keys), -1, size), keys.mT)
     scores = torch.cat([from_prefix, from_suffix.view(groups, -1, window)], dim=-1)
-    if bias is not None:
-        scores = (scores.view(kv_heads, len(bias), -1, prefix_length + window) + bias).view_as(scores)
+    scores = (scores.view(kv_heads, *bias.shape[:2], -1, prefix_length + window) + bias).view_as(scores)
     weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
     to_prefix, to_suffix = weights.split((prefix_length, window), dim=-1)
     from_prefix = torch.bmm(to_prefix, states.prefix_values)
-    from_suffix = torch.bmm(to_suffix.reshape(shared, -1, window), values)
+    from_suffix = torch.bmm(to_suffix.reshape(len(keys), -1, window), values)
     mixed = from_prefix.view_as(from_suffix) + from_suffix
-    return mixed.view(kv_heads, rows, -1).transpose(0, 1).reshape(rows, -1)
+    return mixed.view(kv_heads, tokens, -1).transpose(0, 1).reshape(tokens, -1)

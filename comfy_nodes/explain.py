@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 from torch import Tensor
@@ -122,7 +120,7 @@ class ExplainScore(io.ComfyNode):
             action,
             window=window,
             batch_size=at_once,
-            callback_on_step_end=Progress(total=math.ceil(images / at_once)),
+            callback_on_step_end=Progress(total=images),
         )
         if evidence.strongest(explained.heatmap) > 0:
             mask = evidence.mask(result.images[0], explained.heatmap, threshold)

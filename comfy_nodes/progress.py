@@ -19,7 +19,7 @@ class Progress:
     """A `callback_on_step_end` that moves the bar of the node being run.
 
     Args:
-        total: steps; None for the pipeline's own `num_timesteps`.
+        total: what `step` + 1 ends with; None for the pipeline's own `num_timesteps`.
         preview: gives a picture after a step, from the step's tensors, or None.
     """
 

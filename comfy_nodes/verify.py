@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import comfy.model_management
@@ -117,7 +116,7 @@ class VerifyNextImages(io.ComfyNode):
             pictures.codes,
             words,
             candidate_batch_size=at_once,
-            callback_on_step_end=Progress(total=math.ceil(images / at_once)),
+            callback_on_step_end=Progress(total=images),
         )
         ranked = [pictures.images[i] for i in output.order]
         ranking = {"action": words, "model": model[0].name, **output}

@@ -206,13 +206,13 @@ def test_tokens_are_those_of_a_plain_forward_for_any_shape(
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_model_offloaded_in_parts_gives_the_same_tokens(pipe, guidance_scale):
-    """Weights that hooks bring one by one: the stock forward is used."""
+    """Weights that hooks bring one by one: the stock forward is used, one token a step."""
     uniforms = torch.rand(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     offloaded = build_pipeline()
     cpu_offload(offloaded.world_model, execution_device=torch.device("cpu"))
     steps = offloaded.family.continue_prompts(offloaded.world_model, [DynamicCache()], 1, 1)
     assert isinstance(steps, StockImageSteps)
-    codes = sample(offloaded, uniforms, guidance_scale=guidance_scale)
+    codes = sample(offloaded, uniforms, guidance_scale=guidance_scale, draft=BEFORE)
     assert codes.equal(sample(pipe, uniforms, guidance_scale=guidance_scale))
 
 
@@ -256,11 +256,12 @@ def said(monkeypatch):
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_compiled_tokens_are_those_of_the_eager_step(pipe, compile_with, said, guidance_scale):
+@pytest.mark.parametrize("draft", [None, BEFORE])
+def test_compiled_tokens_are_those_of_the_eager_step(pipe, compile_with, said, guidance_scale, draft):
     """Traced and made functional as for every backend; those that write code take a minute."""
     compile_with("aot_eager")
     uniforms = torch.rand(6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    options = {"guidance_scale": guidance_scale, "candidate_batch_size": 3}
+    options = {"guidance_scale": guidance_scale, "candidate_batch_size": 3, "draft": draft}
     assert sample(pipe, uniforms, compiled=True, **options).equal(sample(pipe, uniforms, **options))
     assert said == ["Compiling the sampling step; this first call takes a minute or so longer."]
 
@@ -278,11 +279,13 @@ def test_compilation_that_fails_is_reported_and_changes_nothing(pipe, compile_wi
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an Nvidia GPU")
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_recorded_tokens_are_those_of_the_eager_step(guidance_scale, monkeypatch, said):
+@pytest.mark.parametrize("drafted", [False, True])
+def test_recorded_tokens_are_those_of_the_eager_step(guidance_scale, drafted, monkeypatch, said):
     monkeypatch.setattr("bwm_pipelines.sampling.WINDOW", 4)
     pipe = build_pipeline().to("cuda")
     uniforms = torch.rand(5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     options = {"guidance_scale": guidance_scale, "candidate_batch_size": 3}
+    options["draft"] = BEFORE.to("cuda") if drafted else None
     assert sample(pipe, uniforms, **options).equal(sample(pipe, uniforms, compiled=False, **options))
     assert not [message for message in said if "failed" in message]
 
@@ -302,6 +305,74 @@ def test_the_prompts_are_read_once(pipe):
 
 def test_every_token_is_reported(pipe):
     seen = []
-    codes = sample(pipe, torch.zeros(3, 16), candidate_batch_size=2, on_token=seen.append)
-    assert [tuple(part.shape) for part in seen] == [(k, t) for k in (2, 1) for t in range(1, 17)]
-    assert torch.cat([seen[15], seen[31]]).equal(codes)
+    codes = sample(
+        pipe, torch.zeros(3, 16), candidate_batch_size=2, on_step=lambda part, new: seen.append((part.clone(), new))
+    )
+    assert [tuple(part.shape) for part, _ in seen] == [(k, t) for k in (2, 1) for t in range(1, 17)]
+    assert {new for _, new in seen} == {1}
+    assert torch.cat([seen[15][0], seen[31][0]]).equal(codes)
+
+
+# --- Drafts ---
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    num_candidates=st.integers(1, 5),
+    num_tokens=st.integers(1, 16),
+    candidate_batch_size=st.integers(1, 6),
+    guidance_scale=st.sampled_from([1.0, 2.5]),
+    block=st.integers(1, 20),
+    wrong=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_draft_changes_no_token_whatever_of_it_is_right(
+    pipe, num_candidates, num_tokens, candidate_batch_size, guidance_scale, block, wrong, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(num_candidates, num_tokens, dtype=torch.float64, generator=generator)
+    codes = sample(pipe, uniforms, guidance_scale=guidance_scale)
+    is_wrong = torch.rand(num_tokens, generator=generator) < wrong
+    draft = torch.where(is_wrong, (codes[0] + 1) % codes.max().clamp_min(1), codes[0])
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bwm_pipelines.sampling.BLOCK", block)
+        drafted = sample(
+            pipe,
+            uniforms,
+            draft=draft,
+            guidance_scale=guidance_scale,
+            candidate_batch_size=candidate_batch_size,
+            on_step=lambda part, new: seen.append((part.clone(), new)),
+        )
+    assert drafted.equal(codes)
+    ends = iter(codes.split(candidate_batch_size))
+    rows = None
+    for part, new in seen:
+        if rows is None or new == part.shape[1]:
+            rows, before = next(ends), 0
+        assert part.shape[1] == before + new and part.equal(rows[:, : part.shape[1]])
+        before = part.shape[1]
+
+
+def test_right_guesses_save_steps(pipe):
+    uniforms = torch.rand(1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    codes, new_tokens = sample(pipe, uniforms), []
+    sample(pipe, uniforms, draft=codes[0], on_step=lambda _, new: new_tokens.append(new))
+    assert new_tokens == [1, 8, 7]
+    one_wrong = codes[0].clone()
+    one_wrong[3] += 1
+    new_tokens.clear()
+    sample(pipe, uniforms, draft=one_wrong, on_step=lambda _, new: new_tokens.append(new))
+    assert new_tokens[:2] == [1, 3]
+
+
+def test_the_pipeline_drafts_with_the_image_before(pipe, image, monkeypatch):
+    drafts = []
+    monkeypatch.setattr(
+        "bwm_pipelines.pipelines.world_model.sample_codes",
+        lambda *args, **options: drafts.append(options["draft"]) or sample_codes(*args, **options),
+    )
+    codes = pipe.encode_images(image)
+    pipe(codes, ACTION)
+    assert len(drafts) == 1 and drafts[0].equal(codes[0])

@@ -39,28 +39,39 @@ def plain_attention(
     kv_heads=st.integers(1, 3),
     queries_per_head=st.integers(1, 3),
     num_tokens=st.integers(1, 6),
+    block=st.integers(1, 4),
     fixed_window=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_attention_is_that_over_copies(
-    lengths, num_candidates, kv_heads, queries_per_head, num_tokens, fixed_window, seed
+    lengths, num_candidates, kv_heads, queries_per_head, num_tokens, block, fixed_window, seed
 ):
+    """Blocks of tokens that begin elsewhere for every candidate, as long as each token was given at its place once."""
     torch.manual_seed(seed)
     prompts = random_prompts(lengths, kv_heads)
-    rows = len(lengths) * num_candidates
-    queries = torch.randn(num_tokens, rows, kv_heads * queries_per_head, SIZE)
-    keys, values = torch.randn(2, num_tokens, rows, kv_heads, SIZE)
-    cache = SharedPrefixCache(prompts, num_candidates, num_tokens)
-    for token in range(num_tokens):
-        position = torch.tensor([token])
-        window = num_tokens if fixed_window else token + 1
-        bias = cache.bias(window, position if fixed_window else None)
-        heads_first = (part[token].transpose(0, 1).contiguous() for part in (queries, keys, values))
-        out = attend(*heads_first, cache.layers[0], position, window, bias)
-        so_far = [part[: token + 1].permute(1, 2, 0, 3) for part in (keys, values)]
-        of_prompts = zip(*(part.split(num_candidates) for part in (queries[token], *so_far)), strict=True)
-        expected = [plain_attention(prompt, *parts) for prompt, parts in zip(prompts, of_prompts, strict=True)]
-        torch.testing.assert_close(out, torch.cat(expected), atol=1e-5, rtol=1e-5)
+    rows, room = len(lengths) * num_candidates, num_tokens + block
+    queries = torch.randn(room, rows, kv_heads * queries_per_head, SIZE)
+    keys, values = torch.randn(2, room, rows, kv_heads, SIZE)
+    cache = SharedPrefixCache(prompts, num_candidates, room)
+    starts = torch.zeros(num_candidates, 1, dtype=torch.int64)
+    while starts.min() < num_tokens:
+        places = starts + torch.arange(block)
+        slots = (torch.arange(rows).view(-1, num_candidates, 1) * room + places).flatten()
+        window = room if fixed_window else int(places.max()) + 1
+        given = [
+            part[places.repeat(len(lengths), 1), torch.arange(rows)[:, None]]
+            .flatten(0, 1)
+            .transpose(0, 1)
+            .contiguous()
+            for part in (queries, keys, values)
+        ]
+        out = attend(*given, cache.layers[0], slots, window, cache.bias(places.flatten(), window))
+        for row, row_out in enumerate(out.view(rows, block, -1)):
+            for place, token_out in zip(places[row % num_candidates].tolist(), row_out, strict=True):
+                so_far = [part[: place + 1, row].transpose(0, 1)[None] for part in (keys, values)]
+                expected = plain_attention(prompts[row // num_candidates], queries[place, row][None], *so_far)
+                torch.testing.assert_close(token_out[None], expected, atol=1e-5, rtol=1e-5)
+        starts = (starts + torch.randint(1, block + 1, starts.shape)).clamp_max(num_tokens)
 
 
 def test_one_prompt_is_not_copied_however_many_candidates_continue_it():
@@ -81,12 +92,7 @@ def test_two_prompts_are_kept_once_each():
 def test_bias_hides_padding_and_tokens_to_come():
     cache = SharedPrefixCache(random_prompts([3, 2], kv_heads=1), num_candidates=1, num_tokens=4)
     hidden = -math.inf
-    assert cache.bias(2).tolist() == [[[0, 0, 0, 0, 0]], [[0, 0, hidden, 0, 0]]]
-    assert cache.bias(3, torch.tensor([0])).tolist() == [
-        [[0, 0, 0, 0, hidden, hidden]],
-        [[0, 0, hidden, 0, hidden, hidden]],
+    assert cache.bias(torch.tensor([1, 0]), 2).squeeze(2).tolist() == [
+        [[0, 0, 0, 0, 0], [0, 0, 0, 0, hidden]],
+        [[0, 0, hidden, 0, 0], [0, 0, hidden, 0, hidden]],
     ]
-
-
-def test_prompts_of_one_length_need_no_bias():
-    assert SharedPrefixCache(random_prompts([3, 3], kv_heads=1), num_candidates=2, num_tokens=4).bias(2) is None

@@ -243,19 +243,21 @@ class ChameleonFamily:
         num_candidates: int,
         num_tokens: int,
         *,
+        block: int = 1,
         compiled: bool = False,
     ) -> "ImageSteps | StockImageSteps":
-        """The steps after `prefill`: called with the codes of K candidates, the logits of their next image tokens.
+        """The steps after `prefill`: called with codes of K candidates, the logits of the image tokens after them.
 
         Args:
             model: the world model, which a `prefill` brought to its device.
             prefilled: for each prompt that the candidates continue, its cache; left as it is.
             num_candidates: K.
-            num_tokens: how many steps there are at most.
+            num_tokens: how many tokens of a candidate there are to go on from.
+            block: how many of them a step takes; where a step can only take one, its `block` says so.
             compiled: see `sample_codes`.
         """
         if _is_plain(model):
-            return ImageSteps(model, self.image_token_ids, prefilled, num_candidates, num_tokens, compiled)
+            return ImageSteps(model, self.image_token_ids, prefilled, num_candidates, num_tokens, block, compiled)
         return StockImageSteps(model, self, prefilled, num_candidates)
 
     def text_step(
@@ -287,7 +289,7 @@ class ImageSteps:
     are computed. Submodules are called as modules, so that adapters and quantized weights work.
 
     Args:
-        model, prefilled, num_candidates, num_tokens, compiled: see `ChameleonFamily.continue_prompts`.
+        model, prefilled, num_candidates, num_tokens, block, compiled: see `ChameleonFamily.continue_prompts`.
         image_token_ids: token id of every code, int64 [codebook].
     """
 
@@ -298,47 +300,53 @@ class ImageSteps:
         prefilled: Sequence[Cache],
         num_candidates: int,
         num_tokens: int,
+        block: int,
         compiled: bool,
     ):
-        self.fixed_windows = compiled
+        self.block, self.fixed_windows = block, compiled
         self._layer = _compiled_layer() if compiled else _layer
         self._decoder = model.model
-        # One token more than needed: a window over all of a buffer would have to be compiled apart from the others.
-        self._cache = SharedPrefixCache(prefilled, num_candidates, num_tokens + 1)
-        self._num_prompts = len(prefilled)
+        # More than are attended to: guesses may lie behind the last token, and a window over all of a buffer would have
+        # to be compiled apart from the others.
+        self._room = num_tokens + block
+        self._cache = SharedPrefixCache(prefilled, num_candidates, self._room)
         device = self._cache.layers[0].prefix_keys.device
+        rows = torch.arange(len(prefilled) * num_candidates, device=device)
+        self._first_slots = rows.view(len(prefilled), num_candidates, 1) * self._room
         self._image_token_ids = image_token_ids.to(device)
         self._head = _image_head(model.lm_head, self._image_token_ids)
         self._norms = [_query_key_norm(layer.self_attn) for layer in self._decoder.layers]
-        self._cos, self._sin = self._rotations(num_candidates, num_tokens)
+        self._cos, self._sin = self._rotations()
 
-    def _rotations(self, num_candidates: int, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Rotary embedding of every position, [N, R, D] each; the sine has the sign of `rotate_half`."""
+    def _rotations(self) -> tuple[Tensor, Tensor]:
+        """Rotary embedding of every position, [G, N, D] each; the sine has the sign of `rotate_half`."""
         like = self._cache.layers[0].prefix_keys
         starts = torch.tensor(self._cache.prefix_lengths, device=like.device)
-        positions = starts + torch.arange(num_tokens, device=like.device)[:, None]
-        cos, sin = self._decoder.rotary_emb(like, positions)
+        cos, sin = self._decoder.rotary_emb(like, starts[:, None] + torch.arange(self._room, device=like.device))
         sin[..., : sin.shape[-1] // 2].neg_()
-        return tuple(part.repeat_interleave(num_candidates, 1) for part in (cos, sin))
+        return cos, sin
 
-    def __call__(self, codes: Tensor, position: Tensor, window: int) -> Tensor:
+    def __call__(self, codes: Tensor, places: Tensor, window: int) -> Tensor:
         """Logits of the next image tokens.
 
         Args:
-            codes: int64 [K], the codes at `position`.
-            position: int64 [1].
-            window: how many of the tokens drawn to attend to: `position` + 1, or at least that many if
-                `fixed_windows`.
+            codes: int64 [K, T], where T is the block.
+            places: int64 [K, T], where they stand among their candidate's codes, one after another; those before them
+                were given earlier. What was given for these places before is forgotten.
+            window: how many of its codes a candidate's tokens can attend to: more than any place that counts, and if
+                `fixed_windows` best the same for many steps.
 
         Returns:
-            float [R, codebook], the rows of one prompt after those of the other.
+            float [G, K, T, codebook].
         """
-        hidden = self._decoder.embed_tokens(self._image_token_ids[codes].repeat(self._num_prompts))
-        rotation = [table.index_select(0, position)[0] for table in (self._cos, self._sin)]
-        bias = self._cache.bias(window, position if self.fixed_windows else None)
+        num_prompts = len(self._first_slots)
+        hidden = self._decoder.embed_tokens(self._image_token_ids[codes.flatten()].repeat(num_prompts))
+        rotation = [table.index_select(1, places.flatten()).flatten(0, 1) for table in (self._cos, self._sin)]
+        slots = (self._first_slots + places).flatten()
+        bias = self._cache.bias(places.flatten(), window)
         for layer, norm, states in zip(self._decoder.layers, self._norms, self._cache.layers, strict=True):
-            hidden = self._layer(layer, hidden, norm, rotation, states, position, window, bias)
-        return self._head(self._decoder.norm(hidden))
+            hidden = self._layer(layer, hidden, norm, rotation, states, slots, window, bias)
+        return self._head(self._decoder.norm(hidden)).unflatten(0, (num_prompts, *codes.shape))
 
 
 class StockImageSteps:
@@ -348,7 +356,7 @@ class StockImageSteps:
         model, prefilled, num_candidates: see `ChameleonFamily.continue_prompts`.
     """
 
-    fixed_windows = False
+    block, fixed_windows = 1, False
 
     def __init__(
         self,
@@ -362,13 +370,13 @@ class StockImageSteps:
         for cache in self._caches:
             cache.batch_repeat_interleave(num_candidates)
 
-    def __call__(self, codes: Tensor, position: Tensor, window: int) -> Tensor:
-        """Logits of the next image tokens: as `ImageSteps`, called for one position after another."""
+    def __call__(self, codes: Tensor, places: Tensor, window: int) -> Tensor:
+        """Logits of the next image tokens: as `ImageSteps`, for codes [K, 1] at one place after another."""
         tokens = self._family.image_token_ids.to(codes.device)
-        ids = tokens[codes][:, None]
+        ids = tokens[codes]
         with self._family.image_logits(self._model):
-            logits = [self._model(input_ids=ids, past_key_values=cache).logits[:, -1] for cache in self._caches]
-        return torch.cat(logits)[:, tokens]
+            logits = [self._model(input_ids=ids, past_key_values=cache).logits[:, -1:] for cache in self._caches]
+        return torch.stack(logits)[..., tokens]
 
 
 def _is_plain(model: ChameleonForConditionalGeneration) -> bool:
@@ -388,11 +396,11 @@ def _layer(
     norm: tuple[Tensor, Tensor],
     rotation: Sequence[Tensor],
     states: LayerStates,
-    position: Tensor,
+    slots: Tensor,
     window: int,
-    bias: Tensor | None,
+    bias: Tensor,
 ) -> Tensor:
-    """One layer for one token of each row: [R, hidden] -> [R, hidden]. See `attend` for the shapes.
+    """One layer for T tokens of each row: [R * T, hidden] -> [R * T, hidden]. See `attend` for the shapes.
 
     Queries and keys are normalised and rotated together, which takes a fifth of the stock modules' time on a CPU.
     """
@@ -405,7 +413,7 @@ def _layer(
     queries_keys = torch.addcmul(queries_keys * cos, queries_keys.roll(size // 2, -1), sin)
     query, key = queries_keys.split((attention.num_heads, attention.num_key_value_heads))
     value = attention.v_proj(normed).view(rows, -1, size).transpose(0, 1)
-    hidden = hidden + attention.o_proj(attend(query, key, value, states, position, window, bias))
+    hidden = hidden + attention.o_proj(attend(query, key, value, states, slots, window, bias))
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from itertools import count
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -260,15 +259,19 @@ class CheckpointPipeline(DiffusionPipeline):
     def _step_reporter(
         self, callback: StepCallback | None, tensor_inputs: Sequence[str] = (), bar: tqdm | None = None
     ) -> Callable[..., None]:
-        """A function to call after each step with the step's tensors and how far the bar moves."""
-        steps = count()
+        """A function to call after each step with the step's tensors and how far the bar moves.
+
+        The callback is told how far it has come, less one: the last time one less than the bar's total.
+        """
+        last = -1
 
         def report(advance: int = 1, **tensors: Tensor) -> None:
+            nonlocal last
+            last += advance
             if bar is not None:
                 bar.update(advance)
             if callback is not None:
-                step = next(steps)
-                callback(self, step, step, {name: tensors[name] for name in tensor_inputs})
+                callback(self, last, last, {name: tensors[name] for name in tensor_inputs})
             if self._interrupt:
                 raise Interrupted("The pipeline was interrupted; nothing is returned.")
 

@@ -147,8 +147,8 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
             action: what is meant to have happened, in words.
             candidate_batch_size: candidates that run at once; None for as many as fit into memory.
             return_dict: whether to return a `VerifierOutput` or a tuple of its fields.
-            callback_on_step_end: called as `callback(pipe, step, step, {})` after each batch of candidates; setting
-                `pipe._interrupt = True` in it ends the call.
+            callback_on_step_end: called as `callback(pipe, step, step, {})` after each batch of candidates, when `step`
+                + 1 of K + 1 images are scored; setting `pipe._interrupt = True` in it ends the call.
 
         Raises:
             ValueError: an argument cannot work, or the model's scores are not finite.
@@ -280,8 +280,8 @@ class DynamicsVerifierPipeline(CheckpointPipeline):
             window: side, in patches, of the square that is undone at once; odd. 1 undoes single patches, which is
                 sharper but finds little where neighbours show the same.
             batch_size: images that run at once; None for all. There is one for each changed patch.
-            callback_on_step_end: called as `callback(pipe, step, step, {})` after each batch; setting
-                `pipe._interrupt = True` in it ends the call.
+            callback_on_step_end: called as `callback(pipe, step, step, {})` after each batch, when `step` + 1 images are
+                scored; setting `pipe._interrupt = True` in it ends the call.
 
         Raises:
             ValueError: an argument cannot work, or the model's log-probabilities are not finite.

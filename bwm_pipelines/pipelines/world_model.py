@@ -20,7 +20,7 @@ from bwm_pipelines.families.chameleon import FORWARD_PROMPT, IMAGE_SIZE, INVERSE
 from bwm_pipelines.images import ImageInput
 from bwm_pipelines.memory import image_need, sampling_need
 from bwm_pipelines.pipelines.base import CheckpointPipeline, StepCallback, check_count
-from bwm_pipelines.sampling import candidate_generators, candidate_uniforms, sample_codes
+from bwm_pipelines.sampling import BLOCK, candidate_generators, candidate_uniforms, sample_codes
 from bwm_pipelines.verification import score_candidates
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -206,8 +206,9 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
                 bfloat16 the images depend on it a little.
             output_type: "pil", "np", "pt", or "latent" for VQ codes.
             return_dict: whether to return a `WorldModelOutput` or a tuple of its fields.
-            callback_on_step_end: called as `callback(pipe, step, step, callback_kwargs)` after each token of each
-                batch of candidates; what it returns is ignored. Setting `pipe._interrupt = True` in it ends the call.
+            callback_on_step_end: called as `callback(pipe, step, step, callback_kwargs)` after each step of each batch
+                of candidates, when `step` + 1 of `pipe.num_timesteps` are done: a step decides one token or several.
+                What it returns is ignored. Setting `pipe._interrupt = True` in it ends the call.
             callback_on_step_end_tensor_inputs: what `callback_kwargs` holds: "codes", the tokens so far of the batch
                 of candidates being sampled, int64 [k, t].
 
@@ -255,13 +256,14 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
                     self.world_model,
                     self.family.forward_prompt_ids(before, action),
                     uniforms=one_uniforms,
+                    draft=before,
                     temperature=temperature,
                     top_k=top_k,
                     top_p=top_p,
                     guidance_scale=guidance_scale,
                     unconditional_ids=self.family.forward_prompt_ids(before, ""),
                     candidate_batch_size=sampled_at_once,
-                    on_token=lambda codes: report(codes=codes),
+                    on_step=lambda codes, decided: report(decided, codes=codes),
                 )
                 for before, action, one_uniforms in zip(before_codes, actions, uniforms, strict=True)
             ]
@@ -313,6 +315,7 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
             new_tokens=family.num_image_tokens,
             num_codes=len(family.image_token_ids),
             guided=guidance_scale != 1,
+            block=BLOCK,
         )
         decoding = image_need(self.vqgan, family.image_size)
         verified = self.dynamics_model is not None

@@ -140,7 +140,7 @@ class Studio:
                 list(edits),
                 action,
                 candidate_batch_size=AT_ONCE,
-                callback_on_step_end=run.stage("Verifying", 0, 0.5, steps=1 + len(edits) // AT_ONCE),
+                callback_on_step_end=run.stage("Verifying", 0, 0.5, steps=1 + len(edits)),
             )
             ranked = [Candidate(edits[i], output.scores[i], output.margins[i], i) for i in output.order]
             run.report(Ranking(before, action, ranked, output.unchanged_score, output.excluded))
@@ -195,7 +195,7 @@ class Studio:
             before,
             after,
             action,
-            callback_on_step_end=run.stage("Finding where it changed", start, 1, steps=1 + patches // 16),
+            callback_on_step_end=run.stage("Finding where it changed", start, 1, steps=patches),
         )
         words = list(zip(explained.words, explained.word_margins, strict=True))
         run.report(Evidence(evidence_overlay(square(after, VIEW), explained.heatmap), words))

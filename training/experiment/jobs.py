@@ -20,23 +20,25 @@ class Job:
 
 
 def run(jobs: dict[str, Job], out: Path, workers: int) -> None:
-    """Runs all jobs that are not done, so many at once, each after what it needs.
+    """Runs all jobs that are not done, so many at once: of those whose needs are met, the first in order.
 
     Raises:
         subprocess.CalledProcessError: a job failed; its log says why. Those that were running are finished first.
     """
     for folder in ("logs", "done"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    order = TopologicalSorter({name: job.needs for name, job in jobs.items()})
+    order, place = TopologicalSorter({name: job.needs for name, job in jobs.items()}), list(jobs).index
     order.prepare()
+    ready: list[str] = []
     running: dict[Future, str] = {}
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="job", mininterval=1) as bar:
         while order.is_active():
-            running |= {pool.submit(run_job, name, jobs[name], out): name for name in order.get_ready()}
+            ready = sorted([*ready, *order.get_ready()], key=place)
+            while ready and len(running) < workers:
+                name = ready.pop(0)
+                running[pool.submit(run_job, name, jobs[name], out)] = name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(future)
-                if future.exception() is not None:
-                    pool.shutdown(wait=True, cancel_futures=True)
                 future.result()
                 order.done(name)
                 bar.set_postfix_str(name)

@@ -66,11 +66,14 @@ class Plan:
         self._add_models()
         for seed in seeds:
             self._add_evaluation(f"base-{seed}", "base", f"dynamics-{seed}")
-            for name, variant in (VARIANTS | (QUESTIONS if seed == seeds[0] else {})).items():
+            for name, variant in VARIANTS.items():
                 self._add_world_model(name, variant, seed)
-            self._add_learning_curve(seed)
+        for seed in seeds:
             for name in ROLLED_OUT:
                 self._add_suite("rollouts", f"{name}-{seed}", size.rollouts)
+            self._add_learning_curve(seed)
+        for name, variant in QUESTIONS.items():
+            self._add_world_model(name, variant, seeds[0])
 
     def _add(self, name: str, *command: object, needs: tuple[str, ...] = ()) -> None:
         self.jobs[name] = Job([str(part) for part in command], needs)

@@ -21,6 +21,7 @@ from bwm_pipelines.memory import (
     verification_need,
     weight_bytes,
 )
+from bwm_pipelines.sampling import BLOCK
 
 PREFIX, IMAGE_TOKENS, ACTION_TOKENS, CODES = 1040, 1024, 16, 8192
 QUESTION_TOKENS = 40
@@ -51,7 +52,7 @@ def needs(config: ChameleonConfig, vqgan: VQModel, dtype: torch.dtype, *, guided
     """What each phase of imagining and verifying 512 px images needs beside the weights."""
     return {
         "sampling": sampling_need(
-            config, dtype, prefix_tokens=PREFIX, new_tokens=IMAGE_TOKENS, num_codes=CODES, guided=guided
+            config, dtype, prefix_tokens=PREFIX, new_tokens=IMAGE_TOKENS, num_codes=CODES, guided=guided, block=BLOCK
         ),
         "verification": verification_need(
             config,

@@ -4,10 +4,11 @@ import time
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from bwm_pipelines import default_checkpoint
+from bwm_pipelines import ChameleonWorldModelPipeline, default_checkpoint
 from bwm_pipelines.families.chameleon import ChameleonFamily, image_token_name
 
 PRESETS = ("playroom", "7b", "tiny")
@@ -18,8 +19,9 @@ SHAPES = {
 NUM_CODES = {"7b": 8192, "tiny": 32}
 SMALL_VQ_CONFIG = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "attn_type": "none"}
 """Of the image tokenizer inside the stock model, which is not measured."""
-LENGTHS = {"playroom": (152, 144), "7b": (1040, 1024), "tiny": (6, 8)}
+LENGTHS = {"7b": (1040, 1024), "tiny": (6, 8)}
 """Tokens of the prompt and of the image."""
+ACTION = "push the red cube left"
 
 
 class ImageTokens(ChameleonFamily):
@@ -35,13 +37,17 @@ class ImageTokens(ChameleonFamily):
 
 @dataclass
 class Subject:
-    """A model to measure, and what it continues: `prompt_ids` int64 [S] by `num_tokens` image tokens."""
+    """A model to measure, what it continues, int64 [S], and a draft of the image, int64 [N]."""
 
     name: str
-    family: ImageTokens
+    family: ChameleonFamily
     model: ChameleonForConditionalGeneration
     prompt_ids: Tensor
-    num_tokens: int
+    draft: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.draft)
 
     def weight_bytes(self) -> int:
         """Bytes of weights that a step must read: all layers, and the head's rows of the codes."""
@@ -69,42 +75,50 @@ def build_subject(
     vocabulary: int | None = None,
     device: torch.device,
 ) -> Subject:
-    """A model with a prompt of random image tokens.
+    """A model and what it is to continue.
 
     Args:
         preset: one of `PRESETS`. All but "playroom" have random weights, and "7b" is in bfloat16.
         prefix: S; None for the preset's.
         image_tokens: N; None for the preset's.
-        vocabulary: tokens of embedding and head, then with random weights; None for the preset's.
+        vocabulary: tokens of embedding and head, those added with random weights; None for the preset's.
         device: where it runs.
     """
-    prefix, image_tokens = prefix or LENGTHS[preset][0], image_tokens or LENGTHS[preset][1]
-    if preset == "playroom" and vocabulary is None:
-        folder = default_checkpoint() / "world_model"
-        model = ChameleonForConditionalGeneration.from_pretrained(folder).to(device)
-    else:
-        model = _random_model(_config(preset, vocabulary), torch.bfloat16 if preset == "7b" else torch.float32, device)
-    vocabulary_map = model.config.vocabulary_map
-    num_codes = sum(name.startswith("IMGIMG") for name in vocabulary_map)
-    image_token_ids = torch.tensor([vocabulary_map[image_token_name(code)] for code in range(num_codes)])
-    prompt = image_token_ids[torch.randint(num_codes, (prefix,), generator=torch.Generator().manual_seed(0))]
-    name = f"{preset}, vocabulary {model.config.vocab_size}, {str(model.dtype).removeprefix('torch.')}"
-    return Subject(name, ImageTokens(image_token_ids), model.eval(), prompt.to(device), image_tokens)
+    subject = _playroom(device) if preset == "playroom" else _random(preset, device)
+    if vocabulary is not None:
+        subject.model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    if prefix is not None:
+        subject.prompt_ids = subject.prompt_ids.repeat(prefix // len(subject.prompt_ids) + 1)[:prefix]
+    if image_tokens is not None:
+        subject.draft = subject.draft.repeat(image_tokens // len(subject.draft) + 1)[:image_tokens]
+    model = subject.model
+    subject.name = f"{preset}, vocabulary {model.config.vocab_size}, {str(model.dtype).removeprefix('torch.')}"
+    return subject
 
 
-def _config(preset: str, vocabulary: int | None) -> ChameleonConfig:
-    if preset == "playroom":
-        config = ChameleonConfig.from_pretrained(default_checkpoint() / "world_model")
-    else:
-        names = {image_token_name(code): 4 + code for code in range(NUM_CODES[preset])}
-        vocab_size = max(names.values()) + 2 if preset == "tiny" else ChameleonConfig().vocab_size
-        vocabulary_map = names | {"<image>": vocab_size - 1}
-        config = ChameleonConfig(
-            vocabulary_map=vocabulary_map, vocab_size=vocab_size, vq_config=SMALL_VQ_CONFIG, **SHAPES[preset]
-        )
-        config.num_key_value_heads = config.num_attention_heads
-    config.vocab_size = vocabulary or config.vocab_size
-    return config
+def _playroom(device: torch.device) -> Subject:
+    """The embedded checkpoint, its sample scene and an action."""
+    folder = default_checkpoint()
+    pipe = ChameleonWorldModelPipeline.from_pretrained(folder)
+    before = pipe.encode_images(Image.open(folder / "sample_scene.png"))[0].to(device)
+    prompt = pipe.family.forward_prompt_ids(before, ACTION)
+    return Subject("playroom", pipe.family, pipe.world_model.to(device), prompt, before)
+
+
+def _random(preset: str, device: torch.device) -> Subject:
+    """Random weights, after a prompt of random image tokens; a draft for them is nearly always wrong."""
+    names = {image_token_name(code): 4 + code for code in range(NUM_CODES[preset])}
+    vocab_size = max(names.values()) + 2 if preset == "tiny" else ChameleonConfig().vocab_size
+    vocabulary_map = names | {"<image>": vocab_size - 1}
+    config = ChameleonConfig(
+        vocabulary_map=vocabulary_map, vocab_size=vocab_size, vq_config=SMALL_VQ_CONFIG, **SHAPES[preset]
+    )
+    config.num_key_value_heads = config.num_attention_heads
+    model = _random_model(config, torch.bfloat16 if preset == "7b" else torch.float32, device)
+    image_token_ids = torch.tensor(list(names.values()))
+    codes = torch.randint(len(names), (sum(LENGTHS[preset]),), generator=torch.Generator().manual_seed(0)).to(device)
+    prompt, draft = codes.split(LENGTHS[preset])
+    return Subject(preset, ImageTokens(image_token_ids), model.eval(), image_token_ids.to(device)[prompt], draft)
 
 
 def _random_model(

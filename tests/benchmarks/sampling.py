@@ -5,7 +5,8 @@
     python -m tests.benchmarks.sampling --preset 7b --profile out/7b   # Chameleon-7B's shape, needs a GPU
 
 Prints a Markdown table and ends with one line of JSON. In each round every method runs once, so that what else the
-machine does falls on all of them; the table has medians. GB/s are the bytes that a step must read at least (weights of
+machine does falls on all of them; the table has medians. The draft is the image before; where weights are random it is nearly always
+wrong, which shows what a step of several tokens costs. GB/s are the bytes that a step must read at least (weights of
 the layers, the codes' rows of the head, the prompt's cache once, the candidates' own caches) over the time it took; the
 last column is their share of what copying a large tensor moves on the same machine.
 """
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -31,7 +32,7 @@ from tests.benchmarks.models import PRESETS, Subject, build_subject, copy_bandwi
 from tests.benchmarks.plain_loop import plain_codes
 from tests.peak_memory import PeakMemory
 
-COLUMNS = ("method", "K", "seconds", "ms/step", "tokens/s", "GB/s", "of copy", "peak MiB")
+COLUMNS = ("method", "K", "seconds", "steps", "ms/step", "tokens/s", "GB/s", "of copy", "peak MiB")
 
 
 def generate(subject: Subject, num_candidates: int) -> Tensor:
@@ -60,24 +61,29 @@ def plain(subject: Subject, num_candidates: int) -> Tensor:
     return plain_codes(subject.family, subject.model, subject.prompt_ids, uniforms(subject, num_candidates))
 
 
-def ours(subject: Subject, num_candidates: int, guidance_scale: float = 1.0) -> Tensor:
+def ours(subject: Subject, num_candidates: int, **options: Any) -> Tensor:
+    return ours_without_draft(subject, num_candidates, draft=subject.draft, **options)
+
+
+def ours_without_draft(subject: Subject, num_candidates: int, **options: Any) -> Tensor:
     return sample_codes(
         subject.family,
         subject.model,
         subject.prompt_ids,
         uniforms=uniforms(subject, num_candidates),
-        guidance_scale=guidance_scale,
         unconditional_ids=subject.prompt_ids[:-1],
+        **options,
     )
 
 
 class Method(NamedTuple):
-    """A way to K candidates: `run(subject, at_once)` gives so many, and is called until there are K."""
+    """A way to K candidates: `run(subject, at_once)` gives so many, and is called until there are K; it may report steps."""
 
     name: str
     candidates: int
     at_once: int
-    run: Callable[[Subject, int], object]
+    run: Callable[..., object]
+    reports: bool = False
 
 
 def methods(num_candidates: int, with_stock: bool) -> list[Method]:
@@ -89,17 +95,19 @@ def methods(num_candidates: int, with_stock: bool) -> list[Method]:
         Method("plain loop", k, k, plain),
     ]
     own = [
-        Method("sample_codes", k, k, ours),
-        Method("sample_codes, one candidate", 1, 1, ours),
-        Method("sample_codes, guided", k, k, partial(ours, guidance_scale=2.0)),
+        Method("sample_codes", k, k, ours, True),
+        Method("sample_codes, no draft", k, k, ours_without_draft, True),
+        Method("sample_codes, one candidate", 1, 1, ours, True),
+        Method("sample_codes, guided", k, k, partial(ours, guidance_scale=2.0), True),
     ]
     return (stock if with_stock else []) + own
 
 
 class Taken(NamedTuple):
-    """What a method took: the median of its `seconds`, and the `peak` of bytes in tensors that it made."""
+    """What a method took: the median of its `seconds`, its `steps`, and the `peak` of bytes in tensors that it made."""
 
     seconds: float
+    steps: int
     peak: int
 
 
@@ -107,7 +115,8 @@ class Taken(NamedTuple):
 def measure(subject: Subject, compared: list[Method], rounds: int) -> dict[str, Taken]:
     """What every method took; they run in turn."""
     device = subject.prompt_ids.device
-    # This also warms up.
+    # These also warm up.
+    steps = [count_steps(subject, method) for method in compared]
     peaks = [peak_bytes(partial(method.run, subject, method.at_once), device) for method in compared]
     seconds = [[] for _ in compared]
     for _ in tqdm(range(rounds), desc=subject.name, leave=False):
@@ -118,9 +127,19 @@ def measure(subject: Subject, compared: list[Method], rounds: int) -> dict[str, 
             wait_for(device)
             times.append(time.perf_counter() - start)
     return {
-        method.name: Taken(statistics.median(times), peak)
-        for method, times, peak in zip(compared, seconds, peaks, strict=True)
+        method.name: Taken(statistics.median(times), *counted)
+        for method, times, *counted in zip(compared, seconds, steps, peaks, strict=True)
     }
+
+
+def count_steps(subject: Subject, method: Method) -> int:
+    """How often a method runs the model, the prompt's pass included."""
+    calls = method.candidates // method.at_once
+    if not method.reports:
+        return calls * subject.num_tokens
+    reports = []
+    method.run(subject, method.at_once, on_step=lambda *report: reports.append(report))
+    return calls * len(reports)
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
@@ -137,13 +156,13 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 def table_row(subject: Subject, method: Method, taken: Taken, bandwidth: float) -> dict:
     """One line of the table; `bandwidth` in bytes a second."""
-    steps = subject.num_tokens * method.candidates // method.at_once
-    rate = subject.step_bytes(method.at_once) * steps / taken.seconds
+    rate = subject.step_bytes(method.at_once) * taken.steps / taken.seconds
     return {
         "method": method.name,
         "K": method.candidates,
         "seconds": round(taken.seconds, 3),
-        "ms/step": round(taken.seconds / steps * 1e3, 3),
+        "steps": taken.steps,
+        "ms/step": round(taken.seconds / taken.steps * 1e3, 3),
         "tokens/s": round(method.candidates * subject.num_tokens / taken.seconds, 1),
         "GB/s": round(rate / 1e9, 2),
         "of copy": f"{rate / bandwidth:.1%}",

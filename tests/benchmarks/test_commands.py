@@ -34,6 +34,7 @@ def test_sampling_compares_every_method_in_one_table(monkeypatch, capsys, tmp_pa
     assert all(f"| {method} |" in printed for method in methods)
     assert {(line["method"], line["K"]) for line in report["rows"][3:]} == {
         ("sample_codes", 3),
+        ("sample_codes, no draft", 3),
         ("sample_codes, one candidate", 1),
         ("sample_codes, guided", 3),
     }
@@ -64,6 +65,7 @@ def test_plain_loop_and_sampler_give_the_same_tokens(subject):
     uniforms = sampling.uniforms(subject, 4)
     with torch.no_grad():
         codes = sampling.ours(subject, 4)
+        assert sampling.ours_without_draft(subject, 4).equal(codes)
         assert plain_codes(subject.family, subject.model, subject.prompt_ids, uniforms).equal(codes)
 
 

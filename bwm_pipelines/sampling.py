@@ -17,7 +17,7 @@ from bwm_pipelines.compilation import Recorded
 from bwm_pipelines.drafts import DraftedCodes, Progress
 from bwm_pipelines.families import ChameleonFamily
 
-BLOCK = 8
+BLOCK = 12
 """Tokens of a candidate that a step computes if there is a draft."""
 WINDOW = 256
 """A compiled step attends to the tokens drawn so far, rounded up to a multiple of this."""

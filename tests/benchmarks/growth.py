@@ -22,10 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bwm_pipelines.new_files import new_files
-from tests.benchmarks.models import PRESETS, Subject, build_subject, device_name, wait_for
+from tests.benchmarks.models import PRESETS, Subject, build_subject, device_name, of_length, wait_for
 from tests.benchmarks.sampling import generate, ours, ours_without_draft
 
-METHODS: dict[str, Callable[[Subject, int], Tensor]] = {
+METHODS: dict[str, Callable[[Subject, Tensor, int], Tensor]] = {
     "generate": generate,
     "sample_codes": ours,
     "sample_codes, no draft": ours_without_draft,
@@ -45,17 +45,18 @@ def measure(
     subject: Subject, sizes: dict[str, list[int]], rounds: int, methods: list[str]
 ) -> dict[str, dict[str, list[float]]]:
     """Median seconds: for what is varied, for each method, one for each size."""
-    device = subject.prompt_ids.device
+    device = subject.device
     points = [(name, size, method) for name, of_name in sizes.items() for size in of_name for method in methods]
     times = {point: [] for point in points}
     for _, _, method in points[: len(methods)]:
-        seconds(partial(METHODS[method], subject, 1), device)  # warm-up
+        seconds(partial(METHODS[method], subject, subject.prompts[0], 1), device)  # warm-up
     with tqdm(total=rounds * len(points), desc=subject.name) as bar:
         for _ in range(rounds):
             for point in points:
                 name, size, method = point
                 candidates = size if name == "candidates" else 8
-                run = partial(METHODS[method], resized(subject, name, size), candidates)
+                of_size = resized(subject, name, size)
+                run = partial(METHODS[method], of_size, of_size.prompts[0], candidates)
                 times[point].append(seconds(run, device))
                 bar.update()
     return {
@@ -66,12 +67,12 @@ def measure(
 
 def resized(subject: Subject, name: str, size: int) -> Subject:
     """The subject with a prompt, or with images, of another length."""
-    prompt, draft = subject.prompt_ids, subject.draft
+    prompt, draft = subject.prompts[0], subject.draft
     if name == "prefix":
-        prompt = prompt.repeat(size // len(prompt) + 1)[:size]
+        prompt = of_length(prompt, size)
     if name == "image_tokens":
-        draft = draft.repeat(size // len(draft) + 1)[:size]
-    return Subject(subject.name, subject.family, subject.model, prompt, draft)
+        draft = of_length(draft, size)
+    return Subject(subject.name, subject.family, subject.model, [prompt], draft)
 
 
 def draw(sizes: dict[str, list[int]], results: dict[str, dict[str, list[float]]], title: str) -> plt.Figure:
@@ -104,7 +105,7 @@ def main() -> None:
     sizes = {name: getattr(args, name) for name in LABELS}
     methods = [name for name in METHODS if name != "generate" or not args.without_stock]
     results = measure(subject, sizes, args.rounds, methods)
-    device = device_name(subject.prompt_ids.device)
+    device = device_name(subject.device)
     figure = draw(sizes, results, f"{subject.name}; {device}")
     with new_files(args.picture.parent) as folder:
         figure.savefig(folder / args.picture.name, dpi=120)

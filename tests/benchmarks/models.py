@@ -21,7 +21,8 @@ SMALL_VQ_CONFIG = {"base_channels": 32, "channel_multiplier": [1], "num_res_bloc
 """Of the image tokenizer inside the stock model, which is not measured."""
 LENGTHS = {"7b": (1040, 1024), "tiny": (6, 8)}
 """Tokens of the prompt and of the image."""
-ACTION = "push the red cube left"
+ACTIONS = ("push the red cube left", "put the red cube in the bowl", "knock over the green cylinder", "open the door")
+"""How many tokens a draft saves depends on how much they change."""
 
 
 class ImageTokens(ChameleonFamily):
@@ -37,13 +38,22 @@ class ImageTokens(ChameleonFamily):
 
 @dataclass
 class Subject:
-    """A model to measure, what it continues, int64 [S], and a draft of the image, int64 [N]."""
+    """A model to measure, the prompts it continues, int64 [S], and a draft of the image after each, int64 [N]."""
 
     name: str
     family: ChameleonFamily
     model: ChameleonForConditionalGeneration
-    prompt_ids: Tensor
+    prompts: list[Tensor]
     draft: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.draft.device
+
+    @property
+    def prefix(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.prompts))
 
     @property
     def num_tokens(self) -> int:
@@ -63,7 +73,7 @@ class Subject:
 
     def step_bytes(self, num_candidates: int) -> float:
         """Bytes that a step must read at least, on average: weights, the prompt's cache once, half of each suffix."""
-        tokens = len(self.prompt_ids) + num_candidates * self.num_tokens / 2
+        tokens = self.prefix + num_candidates * self.num_tokens / 2
         return self.weight_bytes() + tokens * self.kv_bytes()
 
 
@@ -88,21 +98,26 @@ def build_subject(
     if vocabulary is not None:
         subject.model.resize_token_embeddings(vocabulary, mean_resizing=False)
     if prefix is not None:
-        subject.prompt_ids = subject.prompt_ids.repeat(prefix // len(subject.prompt_ids) + 1)[:prefix]
+        subject.prompts = [of_length(prompt, prefix) for prompt in subject.prompts]
     if image_tokens is not None:
-        subject.draft = subject.draft.repeat(image_tokens // len(subject.draft) + 1)[:image_tokens]
+        subject.draft = of_length(subject.draft, image_tokens)
     model = subject.model
     subject.name = f"{preset}, vocabulary {model.config.vocab_size}, {str(model.dtype).removeprefix('torch.')}"
     return subject
 
 
+def of_length(tokens: Tensor, length: int) -> Tensor:
+    """Tokens [N] cut off, or repeated, to so many."""
+    return tokens.repeat(length // len(tokens) + 1)[:length]
+
+
 def _playroom(device: torch.device) -> Subject:
-    """The embedded checkpoint, its sample scene and an action."""
+    """The embedded checkpoint, its sample scene and several actions."""
     folder = default_checkpoint()
     pipe = ChameleonWorldModelPipeline.from_pretrained(folder)
     before = pipe.encode_images(Image.open(folder / "sample_scene.png"))[0].to(device)
-    prompt = pipe.family.forward_prompt_ids(before, ACTION)
-    return Subject("playroom", pipe.family, pipe.world_model.to(device), prompt, before)
+    prompts = [pipe.family.forward_prompt_ids(before, action) for action in ACTIONS]
+    return Subject("playroom", pipe.family, pipe.world_model.to(device), prompts, before)
 
 
 def _random(preset: str, device: torch.device) -> Subject:
@@ -118,7 +133,7 @@ def _random(preset: str, device: torch.device) -> Subject:
     image_token_ids = torch.tensor(list(names.values()))
     codes = torch.randint(len(names), (sum(LENGTHS[preset]),), generator=torch.Generator().manual_seed(0)).to(device)
     prompt, draft = codes.split(LENGTHS[preset])
-    return Subject(preset, ImageTokens(image_token_ids), model.eval(), image_token_ids.to(device)[prompt], draft)
+    return Subject(preset, ImageTokens(image_token_ids), model.eval(), [image_token_ids.to(device)[prompt]], draft)
 
 
 def _random_model(

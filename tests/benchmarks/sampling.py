@@ -4,11 +4,11 @@
     python -m tests.benchmarks.sampling --vocabulary 65536             # its layers, a larger vocabulary
     python -m tests.benchmarks.sampling --preset 7b --profile out/7b   # Chameleon-7B's shape, needs a GPU
 
-Prints a Markdown table and ends with one line of JSON. In each round every method runs once, so that what else the
-machine does falls on all of them; the table has medians. The draft is the image before; where weights are random it is nearly always
-wrong, which shows what a step of several tokens costs. GB/s are the bytes that a step must read at least (weights of
-the layers, the codes' rows of the head, the prompt's cache once, the candidates' own caches) over the time it took; the
-last column is their share of what copying a large tensor moves on the same machine.
+Prints a Markdown table and ends with one line of JSON. In each round every method runs once for each prompt, so that what
+else the machine does falls on all of them; the table has medians. The draft is the image before; where weights are random
+it is nearly always wrong, which shows what a step of several tokens costs. GB/s are the bytes that a step must read at
+least (weights of the layers, the codes' rows of the head, the prompt's cache once, the candidates' own caches) over the
+time it took; the last column but one is their share of what copying a large tensor moves on the same machine.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from tests.peak_memory import PeakMemory
 COLUMNS = ("method", "K", "seconds", "steps", "ms/step", "tokens/s", "GB/s", "of copy", "peak MiB")
 
 
-def generate(subject: Subject, num_candidates: int) -> Tensor:
+def generate(subject: Subject, prompt_ids: Tensor, num_candidates: int) -> Tensor:
     """Stock `generate`, with the mask on image tokens lifted so that it can give any."""
-    prompt = subject.prompt_ids[None]
+    prompt = prompt_ids[None]
     with subject.family.image_logits(subject.model):
         return subject.model.generate(
             prompt,
@@ -57,33 +57,41 @@ def uniforms(subject: Subject, num_candidates: int) -> Tensor:
     return candidate_uniforms(generators, subject.num_tokens)
 
 
-def plain(subject: Subject, num_candidates: int) -> Tensor:
-    return plain_codes(subject.family, subject.model, subject.prompt_ids, uniforms(subject, num_candidates))
+def plain(subject: Subject, prompt_ids: Tensor, num_candidates: int) -> Tensor:
+    return plain_codes(subject.family, subject.model, prompt_ids, uniforms(subject, num_candidates))
 
 
-def ours(subject: Subject, num_candidates: int, **options: Any) -> Tensor:
-    return ours_without_draft(subject, num_candidates, draft=subject.draft, **options)
+def ours(subject: Subject, prompt_ids: Tensor, num_candidates: int, **options: Any) -> Tensor:
+    return ours_without_draft(subject, prompt_ids, num_candidates, draft=subject.draft, **options)
 
 
-def ours_without_draft(subject: Subject, num_candidates: int, **options: Any) -> Tensor:
+def ours_without_draft(subject: Subject, prompt_ids: Tensor, num_candidates: int, **options: Any) -> Tensor:
     return sample_codes(
         subject.family,
         subject.model,
-        subject.prompt_ids,
+        prompt_ids,
         uniforms=uniforms(subject, num_candidates),
-        unconditional_ids=subject.prompt_ids[:-1],
+        unconditional_ids=prompt_ids[:-1],
         **options,
     )
 
 
 class Method(NamedTuple):
-    """A way to K candidates: `run(subject, at_once)` gives so many, and is called until there are K; it may report steps."""
+    """A way to K candidates of each prompt: `run(subject, prompt_ids, at_once)` gives so many, and is called until there
+    are K; it may report steps.
+    """
 
     name: str
     candidates: int
     at_once: int
     run: Callable[..., object]
     reports: bool = False
+
+    def all(self, subject: Subject) -> None:
+        """K candidates of every prompt."""
+        for prompt_ids in subject.prompts:
+            for _ in range(self.candidates // self.at_once):
+                self.run(subject, prompt_ids, self.at_once)
 
 
 def methods(num_candidates: int, with_stock: bool) -> list[Method]:
@@ -114,16 +122,17 @@ class Taken(NamedTuple):
 @torch.no_grad()
 def measure(subject: Subject, compared: list[Method], rounds: int) -> dict[str, Taken]:
     """What every method took; they run in turn."""
-    device = subject.prompt_ids.device
+    device = subject.device
     # These also warm up.
     steps = [count_steps(subject, method) for method in compared]
-    peaks = [peak_bytes(partial(method.run, subject, method.at_once), device) for method in compared]
+    peaks = [
+        peak_bytes(partial(method.run, subject, subject.prompts[0], method.at_once), device) for method in compared
+    ]
     seconds = [[] for _ in compared]
     for _ in tqdm(range(rounds), desc=subject.name, leave=False):
         for method, times in zip(compared, seconds, strict=True):
             start = time.perf_counter()
-            for _ in range(method.candidates // method.at_once):
-                method.run(subject, method.at_once)
+            method.all(subject)
             wait_for(device)
             times.append(time.perf_counter() - start)
     return {
@@ -133,13 +142,13 @@ def measure(subject: Subject, compared: list[Method], rounds: int) -> dict[str, 
 
 
 def count_steps(subject: Subject, method: Method) -> int:
-    """How often a method runs the model, the prompt's pass included."""
-    calls = method.candidates // method.at_once
+    """How often a method runs the model for all prompts, their own passes included."""
     if not method.reports:
-        return calls * subject.num_tokens
+        return len(subject.prompts) * subject.num_tokens * method.candidates // method.at_once
     reports = []
-    method.run(subject, method.at_once, on_step=lambda *report: reports.append(report))
-    return calls * len(reports)
+    for prompt_ids in subject.prompts:
+        method.run(subject, prompt_ids, method.at_once, on_step=lambda *report: reports.append(report))
+    return len(reports)
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
@@ -163,7 +172,7 @@ def table_row(subject: Subject, method: Method, taken: Taken, bandwidth: float) 
         "seconds": round(taken.seconds, 3),
         "steps": taken.steps,
         "ms/step": round(taken.seconds / taken.steps * 1e3, 3),
-        "tokens/s": round(method.candidates * subject.num_tokens / taken.seconds, 1),
+        "tokens/s": round(len(subject.prompts) * method.candidates * subject.num_tokens / taken.seconds, 1),
         "GB/s": round(rate / 1e9, 2),
         "of copy": f"{rate / bandwidth:.1%}",
         "peak MiB": round(taken.peak / 2**20, 1),
@@ -179,9 +188,9 @@ def markdown(rows: list[dict]) -> str:
 def write_profile(subject: Subject, num_candidates: int, folder: Path) -> None:
     """Write torch's profile of one call: a trace for chrome://tracing, and a table of the operations."""
     with torch.no_grad(), torch.profiler.profile() as profile:
-        ours(subject, num_candidates)
-        wait_for(subject.prompt_ids.device)
-    key = "self_cuda_time_total" if subject.prompt_ids.is_cuda else "self_cpu_time_total"
+        ours(subject, subject.prompts[0], num_candidates)
+        wait_for(subject.device)
+    key = "self_cuda_time_total" if subject.draft.is_cuda else "self_cpu_time_total"
     with new_files(folder) as temporary:
         profile.export_chrome_trace(str(temporary / "trace.json.gz"))
         (temporary / "operations.txt").write_text(profile.key_averages().table(sort_by=key, row_limit=40))
@@ -218,7 +227,8 @@ def main() -> None:
         "device": device_name(device),
         "copy_gb_per_s": round(bandwidth / 1e9, 2),
         "model": subject.name,
-        "prefix": len(subject.prompt_ids),
+        "prompts": len(subject.prompts),
+        "prefix": subject.prefix,
         "image_tokens": subject.num_tokens,
         "rounds": args.rounds,
         "python": platform.python_version(),
@@ -229,8 +239,8 @@ def main() -> None:
         "rows": rows,
     }
     print(
-        f"{report['device']}, copies {report['copy_gb_per_s']} GB/s; {subject.name}; prompt of {report['prefix']} "
-        f"tokens, images of {report['image_tokens']}; medians of {args.rounds} rounds\n"
+        f"{report['device']}, copies {report['copy_gb_per_s']} GB/s; {subject.name}; {report['prompts']} prompts "
+        f"of at most {report['prefix']} tokens, images of {report['image_tokens']}; medians of {args.rounds} rounds\n"
     )
     print(markdown(rows))
     print(f"\nK = {args.candidates} takes {report['time_of_k_over_one']} times as long as K = 1.")

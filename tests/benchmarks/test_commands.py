@@ -64,14 +64,14 @@ def test_growth_draws_what_it_measures(monkeypatch, capsys, tmp_path):
 def test_plain_loop_and_sampler_give_the_same_tokens(subject):
     uniforms = sampling.uniforms(subject, 4)
     with torch.no_grad():
-        codes = sampling.ours(subject, 4)
-        assert sampling.ours_without_draft(subject, 4).equal(codes)
-        assert plain_codes(subject.family, subject.model, subject.prompt_ids, uniforms).equal(codes)
+        codes = sampling.ours(subject, subject.prompts[0], 4)
+        assert sampling.ours_without_draft(subject, subject.prompts[0], 4).equal(codes)
+        assert plain_codes(subject.family, subject.model, subject.prompts[0], uniforms).equal(codes)
 
 
 def test_generate_gives_image_tokens_only_with_the_mask_lifted(subject):
     with torch.no_grad():
-        ids = sampling.generate(subject, 3)[:, len(subject.prompt_ids) :]
+        ids = sampling.generate(subject, subject.prompts[0], 3)[:, subject.prefix :]
     assert ids.shape == (3, subject.num_tokens)
     assert torch.isin(ids, subject.family.image_token_ids).any()
 

@@ -72,7 +72,7 @@ def resized(subject: Subject, name: str, size: int) -> Subject:
         prompt = of_length(prompt, size)
     if name == "image_tokens":
         draft = of_length(draft, size)
-    return Subject(subject.name, subject.family, subject.model, [prompt], draft)
+    return Subject(subject.name, subject.family, subject.model, [prompt], draft, subject.temperature)
 
 
 def draw(sizes: dict[str, list[int]], results: dict[str, dict[str, list[float]]], title: str) -> plt.Figure:

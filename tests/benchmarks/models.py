@@ -38,13 +38,16 @@ class ImageTokens(ChameleonFamily):
 
 @dataclass
 class Subject:
-    """A model to measure, the prompts it continues, int64 [S], and a draft of the image after each, int64 [N]."""
+    """A model to measure, the prompts it continues, int64 [S], a draft of the image after each, int64 [N], and at which
+    temperature.
+    """
 
     name: str
     family: ChameleonFamily
     model: ChameleonForConditionalGeneration
     prompts: list[Tensor]
     draft: Tensor
+    temperature: float = 1.0
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +120,7 @@ def _playroom(device: torch.device) -> Subject:
     pipe = ChameleonWorldModelPipeline.from_pretrained(folder)
     before = pipe.encode_images(Image.open(folder / "sample_scene.png"))[0].to(device)
     prompts = [pipe.family.forward_prompt_ids(before, action) for action in ACTIONS]
-    return Subject("playroom", pipe.family, pipe.world_model.to(device), prompts, before)
+    return Subject("playroom", pipe.family, pipe.world_model.to(device), prompts, before, pipe.config.temperature)
 
 
 def _random(preset: str, device: torch.device) -> Subject:

@@ -43,7 +43,11 @@ class RoomyLayer(DynamicLayer):
 
 
 def plain_codes(
-    family: ChameleonFamily, model: ChameleonForConditionalGeneration, prompt_ids: Tensor, uniforms: Tensor
+    family: ChameleonFamily,
+    model: ChameleonForConditionalGeneration,
+    prompt_ids: Tensor,
+    uniforms: Tensor,
+    temperature: float = 1.0,
 ) -> Tensor:
     """What `sample_codes` gives for these arguments, int64 [K, N]."""
     num_candidates, num_tokens = uniforms.shape
@@ -61,5 +65,5 @@ def plain_codes(
             logits = logits[:, -1, tokens]
         if not logits.isfinite().all():
             raise ValueError(f"Logits are not finite at image token {position}.")
-        codes = torch.cat([codes, pick_codes(logits.double(), uniforms[:, position])[:, None]], dim=1)
+        codes = torch.cat([codes, pick_codes(logits.double() / temperature, uniforms[:, position])[:, None]], dim=1)
     return codes

@@ -43,6 +43,7 @@ def generate(subject: Subject, prompt_ids: Tensor, num_candidates: int) -> Tenso
             prompt,
             attention_mask=torch.ones_like(prompt),
             do_sample=True,
+            temperature=subject.temperature,
             top_k=0,
             min_new_tokens=subject.num_tokens,
             max_new_tokens=subject.num_tokens,
@@ -58,7 +59,9 @@ def uniforms(subject: Subject, num_candidates: int) -> Tensor:
 
 
 def plain(subject: Subject, prompt_ids: Tensor, num_candidates: int) -> Tensor:
-    return plain_codes(subject.family, subject.model, prompt_ids, uniforms(subject, num_candidates))
+    return plain_codes(
+        subject.family, subject.model, prompt_ids, uniforms(subject, num_candidates), subject.temperature
+    )
 
 
 def ours(subject: Subject, prompt_ids: Tensor, num_candidates: int, **options: Any) -> Tensor:
@@ -71,6 +74,7 @@ def ours_without_draft(subject: Subject, prompt_ids: Tensor, num_candidates: int
         subject.model,
         prompt_ids,
         uniforms=uniforms(subject, num_candidates),
+        temperature=subject.temperature,
         unconditional_ids=prompt_ids[:-1],
         **options,
     )
@@ -228,6 +232,7 @@ def main() -> None:
         "copy_gb_per_s": round(bandwidth / 1e9, 2),
         "model": subject.name,
         "prompts": len(subject.prompts),
+        "temperature": subject.temperature,
         "prefix": subject.prefix,
         "image_tokens": subject.num_tokens,
         "rounds": args.rounds,

@@ -2,7 +2,8 @@
 
     python -m training.filter runs/pool/annotated --out runs/pool/triplets --top-k 7000 --minimum-score -2
 
-Pairs with an error or without words, and repeated ones, are always dropped; then come, each if asked for, the change filter
+Pairs with an error or without words, repeated ones, and those of which the dynamics model says that nothing changed, are
+always dropped; then come, each if asked for, the change filter
 (near-identical pairs teach a model not to edit, and cuts teach it to invent), the minimum score, and the paper's Algorithm 1:
 the K best by score, balanced over classes. The share of pairs that each step accepts is printed and stands in `filter.json`
 beside the shards.
@@ -19,6 +20,7 @@ from PIL import Image
 from tqdm import trange
 
 from bwm_pipelines.new_files import new_files
+from training.sequences import NOTHING
 from training.triplets import load_triplets, shards_of
 
 VISIBLE = 24
@@ -44,6 +46,11 @@ def drop_errors(pairs: pd.DataFrame) -> pd.DataFrame:
 def drop_repeated(pairs: pd.DataFrame) -> pd.DataFrame:
     """The first of all pairs with one source and id."""
     return pairs.drop_duplicates(["source", "id"])
+
+
+def drop_unchanged(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs whose words are another action than "nothing changed"."""
+    return pairs[pairs["action"].str.strip() != NOTHING]
 
 
 def within_change(pairs: pd.DataFrame, minimum: float, maximum: float) -> pd.DataFrame:
@@ -93,7 +100,7 @@ def choose(
     Returns:
         The chosen pairs, and for each step its name and how many pairs came and stayed.
     """
-    steps = [("no error", drop_errors), ("not repeated", drop_repeated)]
+    steps = [("no error", drop_errors), ("not repeated", drop_repeated), ("something changed", drop_unchanged)]
     if minimum_change is not None or maximum_change is not None:
         low, high = minimum_change or 0.0, 1.0 if maximum_change is None else maximum_change
         steps.append((f"change {low:g} to {high:g}", lambda pairs: within_change(pairs, low, high)))

@@ -78,11 +78,11 @@ def test_k_below_1_is_refused():
 
 def test_each_step_is_switched_by_itself_and_reported():
     triplets = pairs(
-        id=["a", "b", "c", "d", "e", "e", "f"],
-        action=["go", None, " ", "go", "go", "go", "go"],
-        error=["no picture", None, None, None, None, None, None],
-        score=[-1.0, -1.0, -1.0, -3.0, -1.0, -0.5, -2.0],
-        change=[0.5, 0.5, 0.5, 0.5, 0.9, 0.5, 0.001],
+        id=["a", "b", "c", "d", "e", "e", "f", "g"],
+        action=["go", None, " ", "go", "go", "go", "go", "nothing changed"],
+        error=["no picture", None, None, None, None, None, None, None],
+        score=[-1.0, -1.0, -1.0, -3.0, -1.0, -0.5, -2.0, -0.1],
+        change=[0.5, 0.5, 0.5, 0.5, 0.9, 0.5, 0.001, 0.5],
     )
 
     def chosen(**options) -> list[int]:
@@ -95,8 +95,9 @@ def test_each_step_is_switched_by_itself_and_reported():
     assert chosen(top_k=2) == [4, 6]
     _, report = choose(triplets, minimum_score=-2.0, minimum_change=0.01, maximum_change=0.8, top_k=5)
     assert [(step["step"], step["pairs"], step["accepted"]) for step in report] == [
-        ("no error", 7, 4),
-        ("not repeated", 4, 3),
+        ("no error", 8, 5),
+        ("not repeated", 5, 4),
+        ("something changed", 4, 3),
         ("change 0.01 to 0.8", 3, 1),
         ("score at least -2", 1, 0),
         ("top 5 over classes", 0, 0),

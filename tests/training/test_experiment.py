@@ -19,6 +19,7 @@ MINIATURE = Size(
     steps=4,
     episodes=1,
     rollouts=1,
+    probed_scenes=1,
 )
 
 
@@ -96,27 +97,45 @@ def test_a_difference_is_paired():
 
 def test_the_report_says_what_the_rows_hold(plan, monkeypatch):
     for name, success in [(f"{variant}-0", 1) for variant in (*VARIANTS, *QUESTIONS)] + [("base-0", 0)]:
-        write_rows(plan.results / "outcomes" / name, [outcome_row(scene, success) for scene in range(4)])
+        write_rows(plan, "outcomes", name, [outcome_row(scene, success) for scene in range(4)])
     for step in (1, 2, 3):
-        write_rows(plan.results / f"outcomes/c_ft-0-step-{step}", [outcome_row(scene, 0) for scene in range(4)])
+        write_rows(plan, "outcomes", f"c_ft-0-step-{step}", [outcome_row(scene, 0) for scene in range(4)])
     for name in ("c_ft", "cwm"):
-        write_rows(
-            plan.results / f"rollouts/{name}-0", [{"scene": 0, "success": [True, True, False, True, True, True]}]
-        )
+        write_rows(plan, "rollouts", f"{name}-0", [{"scene": 0, "success": [True, True, False, True, True, True]}])
+    for name, copied in (("dynamics", -2.0), ("no_negatives", -0.5)):
+        probed = {"reference": {"mean": -1.0}, "copy": {"mean": copied}}
+        write_rows(plan, "probe", f"{name}-0", [{"id": scene, "idp": probed} for scene in range(4)])
+    (plan.out / "done/annotated-0").touch()
     monkeypatch.setattr("training.experiment.report.annotation_quality", lambda folder: ANNOTATION)
     summary = json.loads(json.dumps(summarise(plan)))
     assert summary["variants"]["base"]["K = 8"]["percent"] == 0
     assert summary["differences"]["cwm - base"]["K = 1"]["percent"] == 100
     assert [point["CWM"]["percent"] for point in summary["learning_curve"]] == [0, 0, 0, 100]
     assert summary["rollouts"]["cwm"]["3"]["all steps"]["percent"] == 0
+    assert summary["probe"]["dynamics"]["copy"]["percent"] == 100
     assert "| cwm | 100.0 (100.0 to 100.0)" in tables(summary)
+    assert "| copy | 100.0 (100.0 to 100.0) | 0.0 (0.0 to 0.0) |" in tables(summary)
+    assert "tokenizer" in summary["not_run"]
     write_plots(summary, plan.results)
     assert len(list(plan.results.glob("*.png"))) == 5
+
+
+def test_a_report_on_part_of_the_jobs_leaves_out_the_rest(plan):
+    write_rows(plan, "outcomes", "c_ft-0", [outcome_row(scene, 1) for scene in range(4)])
+    summary = json.loads(json.dumps(summarise(plan)))
+    assert list(summary["variants"]) == ["c_ft"] and summary["differences"] == {}
+    assert "outcomes-cwm-0" in summary["not_run"] and "outcomes-c_ft-0" not in summary["not_run"]
+    assert "| c_ft | 100.0" in tables(summary)
+    write_plots(summary, plan.results)
 
 
 ANNOTATION = [{"accepted": 0.5, "pairs": 2, "minimum_score": -0.5, "right_percent": 50.0}]
 
 
-def write_rows(folder, rows):
+def write_rows(plan, suite, name, rows):
+    """As if that evaluation was done."""
+    folder, done = plan.results / suite / name, plan.out / "done"
     folder.mkdir(parents=True)
+    done.mkdir(parents=True, exist_ok=True)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (done / f"{suite}-{name}").touch()

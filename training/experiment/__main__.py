@@ -3,7 +3,7 @@
     python -m training.experiment --out runs/experiment --results training/results/experiment --workers 2
 
 Every job is a command of `training` that resumes, so after an interruption the same command goes on where it was; `--list`
-prints the jobs. Each runs with one CPU thread and logs to OUT/logs.
+prints the jobs, and `--report` writes the report of those that are done. Each runs with one CPU thread and logs to OUT/logs.
 """
 
 import argparse
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs that run at once")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
+    parser.add_argument("--report", action="store_true", help="report what is done so far and stop")
     for field in fields(Size):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
     args = parser.parse_args()
@@ -34,7 +35,8 @@ def main() -> None:
     if args.list:
         print("\n".join(f"{name}: python -m {shlex.join(job.command)}" for name, job in plan.jobs.items()))
         return
-    run(plan.jobs, args.out, args.workers)
+    if not args.report:
+        run(plan.jobs, args.out, args.workers)
     write_report(plan)
 
 

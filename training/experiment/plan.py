@@ -25,6 +25,7 @@ class Size:
     steps: int = 600
     episodes: int = 100
     rollouts: int = 50
+    probed_scenes: int = 60
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ QUESTIONS = {
     "jitter_no_weighting": Variant(synthetic=0.5, changes=(JITTER,)),
 }
 ROLLED_OUT = ("c_ft", "cwm")  # by the first and the last of the method
+NO_NEGATIVES = ("copies=0", "reversals=0")
 
 
 class Plan:
@@ -69,9 +71,11 @@ class Plan:
             for name, variant in VARIANTS.items():
                 self._add_world_model(name, variant, seed)
         for seed in seeds:
+            self._add_learning_curve(seed)
+        self._add_probes()
+        for seed in seeds:
             for name in ROLLED_OUT:
                 self._add_suite("rollouts", f"{name}-{seed}", size.rollouts)
-            self._add_learning_curve(seed)
         for name, variant in QUESTIONS.items():
             self._add_world_model(name, variant, seeds[0])
 
@@ -159,6 +163,21 @@ class Plan:
     def _add_suite(self, suite: str, name: str, episodes: int) -> None:
         self._add(f"{suite}-{name}", f"training.evaluation.{suite}", "--checkpoint", self.out / f"checkpoint-{name}",
                   "--episodes", episodes, "--out", self.results / suite / name, needs=(f"checkpoint-{name}",))  # fmt: skip
+
+    def _add_probes(self) -> None:
+        """The dynamics model with and without hard negatives, on scenes that no model saw."""
+        size, folder = self.size, self.out / "validation"
+        self._add("validation", "training.playroom.triplets", "--split", "validation", "--workers", 1, "--size", size.picture,
+                  "--scenes", size.probed_scenes, "--out", folder)  # fmt: skip
+        for seed in self.seeds:
+            plain, with_negatives = f"no_negatives-{seed}", f"dynamics-{seed}"
+            fit = self._fit_from_base("dynamics", ["codes-labelled"], seed)
+            self._add(plain, *fit, "--set", *NO_NEGATIVES, "--out", self.out / plain, needs=("base",))
+            for name in (plain, with_negatives):
+                self._add_checkpoint(f"checkpoint-{name}", "base/final", f"{name}/final", (name,))
+                self._add(f"probe-{name}", "training.evaluation.probe", folder, "--tasks", "idp",
+                          "--checkpoint", self.out / f"checkpoint-{name}", "--out", self.results / "probe" / name,
+                          needs=("validation", f"checkpoint-{name}"))  # fmt: skip
 
     def _add_learning_curve(self, seed: int) -> None:
         """CDM against CWM at equal training: both at the same steps, on labelled triplets only."""

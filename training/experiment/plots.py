@@ -13,7 +13,7 @@ from training.evaluation.outcomes import CANDIDATE_COUNTS
 
 
 def write_plots(summary: dict, folder: Path) -> None:
-    """Writes `candidates.png`, `asymmetry.png`, `annotation.png`, `over_editing.png` and `rollouts.png`."""
+    """Writes one picture for each function below; what was not run is missing from it."""
     for name, draw in (
         ("candidates", draw_candidates),
         ("asymmetry", draw_asymmetry),
@@ -59,6 +59,8 @@ def draw_over_editing(summary: dict, axes: Axes) -> None:
     """Loss-weight strength: success against change where nothing should change."""
     floors = {"no_weighting": 1, "weights_half": 0.5, "cwm": 0.1, "weights_full": 0}
     for name, floor in floors.items():
+        if name not in summary["first_seed"]:
+            continue
         cells = summary["first_seed"][name]
         axes.plot(cells["changed elsewhere, K = 1"]["percent"], cells["K = 1"]["percent"], "o", label=f"floor {floor}")
     _label(axes, "changed elsewhere, % of the picture, K = 1", "outcome accuracy, K = 1, %")

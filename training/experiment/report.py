@@ -11,6 +11,7 @@ import numpy as np
 
 from training.evaluation.bootstrap import bootstrap_means, interval
 from training.evaluation.outcomes import CANDIDATE_COUNTS, clean_success, moves_a_thing, picked
+from training.evaluation.probe import MANIPULATIONS
 from training.evaluation.rows import describe_run, read_rows, write_json
 from training.experiment.plan import CURVE_POINTS, QUESTIONS, ROLLED_OUT, VARIANTS, Plan
 from training.playroom.actions import fold
@@ -42,22 +43,29 @@ def write_report(plan: Plan) -> None:
 def summarise(plan: Plan) -> dict:
     """All figures, as JSON can hold them."""
     first = plan.seeds[:1]
-    variants = {name: outcome_rows(plan, name, plan.seeds) for name in ("base", *VARIANTS)}
-    questions = {name: outcome_rows(plan, name, first) for name in ("c_ft", "no_weighting", "cwm", *QUESTIONS)}
+    variants = _those_with_rows({name: outcome_rows(plan, name, plan.seeds) for name in ("base", *VARIANTS)})
+    asked = ("c_ft", "no_weighting", "cwm", *QUESTIONS)
+    questions = _those_with_rows({name: outcome_rows(plan, name, first) for name in asked})
     return {
         **describe_run("training.experiment"),
         "size": vars(plan.size),
         "seeds": plan.seeds,
+        "not_run": [name for name in plan.jobs if not (plan.out / "done" / name).exists()],
         "variants": {name: figures(rows) for name, rows in variants.items()},
         "differences": {
             f"cwm - {name}": {k: difference(variants["cwm"], rows, MEASURES[k]) for k in ("K = 1", "K = 8")}
             for name, rows in variants.items()
-            if name != "cwm"
+            if name != "cwm" and "cwm" in variants
         },
         "verbs": {name: by_verb(rows) for name, rows in variants.items()},
         "first_seed": {name: figures(rows) for name, rows in questions.items()},
         "learning_curve": learning_curve(plan),
-        "annotation": {seed: annotation_quality(plan.out / f"annotated-{seed}") for seed in plan.seeds},
+        "annotation": {
+            seed: annotation_quality(plan.out / f"annotated-{seed}")
+            for seed in plan.seeds
+            if (plan.out / "done" / f"annotated-{seed}").exists()
+        },
+        "probe": {name: probe_figures(plan, name) for name in ("dynamics", "no_negatives")},
         "rollouts": {name: rollout_figures(plan, name) for name in ROLLED_OUT},
     }
 
@@ -67,10 +75,19 @@ def summarise(plan: Plan) -> dict:
 
 def outcome_rows(plan: Plan, name: str, seeds: list[int], suffix: str = "") -> list[dict]:
     """The rows of a variant, each with its training seed."""
-    folder = plan.results / "outcomes"
     return [
-        row | {"seed": seed} for seed in seeds for row in read_rows(folder / f"{name}-{seed}{suffix}" / "rows.jsonl")
+        row | {"seed": seed} for seed in seeds for row in finished_rows(plan, "outcomes", f"{name}-{seed}{suffix}")
     ]
+
+
+def finished_rows(plan: Plan, suite: str, name: str) -> list[dict]:
+    """What an evaluation wrote; nothing if it is not done."""
+    done = (plan.out / "done" / f"{suite}-{name}").exists()
+    return read_rows(plan.results / suite / name / "rows.jsonl") if done else []
+
+
+def _those_with_rows(variants: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    return {name: rows for name, rows in variants.items() if rows}
 
 
 def mean_over_seeds(rows: list[dict], measure: Measure) -> dict:
@@ -96,7 +113,8 @@ def figures(rows: list[dict]) -> dict:
 def difference(rows: list[dict], others: list[dict], measure: Measure) -> dict:
     """How much more the first variant has, paired by episode and seed, in percent points."""
     theirs = {(row["seed"], row["scene"]): measure(row) for row in others}
-    paired = [row | {"gain": float(measure(row)) - theirs[row["seed"], row["scene"]]} for row in rows]
+    pairs = [(row, theirs[place]) for row in rows if (place := (row["seed"], row["scene"])) in theirs]
+    paired = [row | {"gain": float(measure(row)) - other} for row, other in pairs]
     return mean_over_seeds(paired, lambda row: row["gain"])
 
 
@@ -124,6 +142,8 @@ def learning_curve(plan: Plan) -> list[dict]:
     for point in range(1, CURVE_POINTS + 1):
         step = plan.size.steps * point // CURVE_POINTS
         rows = outcome_rows(plan, "c_ft", plan.seeds, "" if point == CURVE_POINTS else f"-step-{step}")
+        if not rows:
+            continue
         named = mean_over_seeds(rows, lambda row: fold(row["named"]) == row["truth"])
         curve.append({"step": step, "CDM": named, "CWM": mean_over_seeds(rows, MEASURES["K = 1"])})
     return curve
@@ -146,13 +166,27 @@ def annotation_quality(folder: Path) -> list[dict]:
     ]
 
 
+def probe_figures(plan: Plan, name: str) -> dict:
+    """How often a dynamics model prefers what really happened, for each manipulation."""
+    rows = [row | {"seed": seed} for seed in plan.seeds for row in finished_rows(plan, "probe", f"{name}-{seed}")]
+    figures = {}
+    for manipulation in MANIPULATIONS:
+        some = [row | {"scene": row["id"]} for row in rows if manipulation in row["idp"]]
+        if some:
+            figures[manipulation] = mean_over_seeds(some, lambda row, name=manipulation: prefers(row, name))
+    return figures
+
+
+def prefers(row: dict, manipulation: str) -> bool:
+    """Whether the true triplet is strictly likelier, by the mean over tokens."""
+    return row["idp"]["reference"]["mean"] > row["idp"][manipulation]["mean"]
+
+
 def rollout_figures(plan: Plan, name: str) -> dict:
     """Share of rollouts that are still true after each number of steps."""
-    rows = [
-        row | {"seed": seed}
-        for seed in plan.seeds
-        for row in read_rows(plan.results / "rollouts" / f"{name}-{seed}" / "rows.jsonl")
-    ]
+    rows = [row | {"seed": seed} for seed in plan.seeds for row in finished_rows(plan, "rollouts", f"{name}-{seed}")]
+    if not rows:
+        return {}
     return {
         steps: {
             "this step": mean_over_seeds(rows, lambda row, n=steps: row["success"][n - 1]),
@@ -179,8 +213,15 @@ def tables(summary: dict) -> str:
             for name, rollouts in summary["rollouts"].items()
         ),
         _annotation_table(summary["annotation"]),
+        _table("The probe prefers the truth to", ["with negatives", "without"], _side_by_side(summary["probe"])),
+        f"Not run: {', '.join(summary['not_run']) or 'nothing'}.\n",
     ]
     return "\n".join(parts)
+
+
+def _side_by_side(probe: dict) -> dict[str, dict]:
+    ours, plain = probe["dynamics"], probe["no_negatives"]
+    return {name: {"with negatives": ours[name], "without": plain[name]} for name in ours if name in plain}
 
 
 def _table(title: str, columns: list[str], rows: dict[str, dict]) -> str:

@@ -1,10 +1,11 @@
-"""How the time of sampling grows with the number of candidates, the tokens of an image and the length of the prompt.
+"""How the time of sampling grows with candidates, tokens of an image, length of the prompt, and tokens in a step.
 
     python -m tests.benchmarks.growth tests/benchmarks/growth.png
 
 Draws one panel for each, with transformers' `generate(num_return_sequences=K)` beside the sampler, and ends with one line
 of JSON. What is not varied has the preset's size and K = 8. Medians over rounds in which everything runs in turn. Prompts and
-images of other lengths than the preset's mean nothing to a model, so how much a draft saves there says little.
+images of other lengths than the preset's mean nothing to a model, so how much a draft saves there says little. The last panel
+is for all prompts of the preset.
 """
 
 import argparse
@@ -12,8 +13,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import matplotlib
 import torch
@@ -30,7 +33,12 @@ METHODS: dict[str, Callable[[Subject, Tensor, int], Tensor]] = {
     "sample_codes": ours,
     "sample_codes, no draft": ours_without_draft,
 }
-LABELS = {"candidates": "candidates", "image_tokens": "image tokens", "prefix": "tokens of the prompt"}
+LABELS = {
+    "candidates": "candidates",
+    "image_tokens": "image tokens",
+    "prefix": "tokens of the prompt",
+    "block": "tokens of a candidate in a step",
+}
 
 
 @torch.no_grad()
@@ -46,7 +54,13 @@ def measure(
 ) -> dict[str, dict[str, list[float]]]:
     """Median seconds: for what is varied, for each method, one for each size."""
     device = subject.device
-    points = [(name, size, method) for name, of_name in sizes.items() for size in of_name for method in methods]
+    points = [
+        (name, size, method)
+        for name, of_name in sizes.items()
+        for size in of_name
+        for method in methods
+        if name != "block" or method == "sample_codes"
+    ]
     times = {point: [] for point in points}
     for _, _, method in points[: len(methods)]:
         seconds(partial(METHODS[method], subject, subject.prompts[0], 1), device)  # warm-up
@@ -55,18 +69,30 @@ def measure(
             for point in points:
                 name, size, method = point
                 candidates = size if name == "candidates" else 8
-                of_size = resized(subject, name, size)
-                run = partial(METHODS[method], of_size, of_size.prompts[0], candidates)
-                times[point].append(seconds(run, device))
+                run = partial(of_all_prompts, METHODS[method], resized(subject, name, size), candidates)
+                with patch("bwm_pipelines.sampling.BLOCK", size) if name == "block" else nullcontext():
+                    times[point].append(seconds(run, device))
                 bar.update()
+    medians = {point: round(statistics.median(of_point), 4) for point, of_point in times.items()}
     return {
-        name: {m: [round(statistics.median(times[name, size, m]), 4) for size in of_name] for m in methods}
+        name: {
+            method: [medians[name, size, method] for size in of_name]
+            for method in methods
+            if (name, of_name[0], method) in medians
+        }
         for name, of_name in sizes.items()
     }
 
 
+def of_all_prompts(method: Callable[[Subject, Tensor, int], Tensor], subject: Subject, num_candidates: int) -> None:
+    for prompt_ids in subject.prompts:
+        method(subject, prompt_ids, num_candidates)
+
+
 def resized(subject: Subject, name: str, size: int) -> Subject:
-    """The subject with a prompt, or with images, of another length."""
+    """The subject with one prompt, which or whose images may have another length; for blocks, with all its prompts."""
+    if name == "block":
+        return subject
     prompt, draft = subject.prompts[0], subject.draft
     if name == "prefix":
         prompt = of_length(prompt, size)
@@ -96,6 +122,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--image-tokens", type=int, nargs="+", default=[64, 144, 256, 512, 1024])
     parser.add_argument("--prefix", type=int, nargs="+", default=[64, 152, 256, 512, 1024])
+    parser.add_argument("--block", type=int, nargs="+", default=[1, 2, 4, 8, 12, 16, 24, 32])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--without-stock", action="store_true", help="leave out generate")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -54,9 +54,9 @@ def test_sampling_takes_other_sizes(monkeypatch, capsys):
 
 def test_growth_draws_what_it_measures(monkeypatch, capsys, tmp_path):
     picture = tmp_path / "growth.png"
-    sizes = ["--candidates", "1", "2", "--image-tokens", "2", "3", "--prefix", "2", "9"]
+    sizes = ["--candidates", "1", "2", "--image-tokens", "2", "3", "--prefix", "2", "9", "--block", "1", "3"]
     _, report = run(monkeypatch, capsys, growth, str(picture), *sizes)
-    assert report["sizes"] == {"candidates": [1, 2], "image_tokens": [2, 3], "prefix": [2, 9]}
+    assert report["sizes"] == {"candidates": [1, 2], "image_tokens": [2, 3], "prefix": [2, 9], "block": [1, 3]}
     assert all(len(times) == 2 for name in report["sizes"] for times in report[name].values())
     assert Image.open(picture).size[0] > 1000
 

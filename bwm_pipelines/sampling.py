@@ -19,6 +19,8 @@ from bwm_pipelines.families import ChameleonFamily
 
 BLOCK = 12
 """Tokens of a candidate that a step computes if there is a draft."""
+STEP_TOKENS = 256
+"""No step computes more tokens of all candidates because of a draft: multiplying then takes longer than it saves."""
 WINDOW = 256
 """A compiled step attends to the tokens drawn so far, rounded up to a multiple of this."""
 
@@ -125,9 +127,9 @@ def sample_codes(
 
     def sample_chunk(uniforms: Tensor) -> Tensor:
         num_candidates, num_tokens = uniforms.shape
-        step = family.continue_prompts(
-            model, caches, num_candidates, num_tokens - 1, block=1 if draft is None else BLOCK, compiled=compiled
-        )
+        affordable = max(1, STEP_TOKENS // (len(prompts) * num_candidates))
+        block = 1 if draft is None else min(BLOCK, affordable)
+        step = family.continue_prompts(model, caches, num_candidates, num_tokens - 1, block=block, compiled=compiled)
         guesses = torch.zeros(num_tokens, dtype=torch.int64, device=device) if draft is None else draft
         candidates = DraftedCodes(guesses, num_candidates, step.block)
         sums = uniforms.new_zeros(num_tokens + step.block)

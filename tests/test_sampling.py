@@ -368,6 +368,17 @@ def test_right_guesses_save_steps(pipe):
     assert new_tokens[:2] == [1, 3]
 
 
+def test_many_candidates_have_fewer_guesses_each(pipe, monkeypatch):
+    monkeypatch.setattr("bwm_pipelines.sampling.STEP_TOKENS", 13)
+    uniforms = torch.rand(1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).repeat(3, 1)
+    codes, new_tokens = sample(pipe, uniforms), []
+    assert sample(pipe, uniforms, draft=codes[0], on_step=lambda _, new: new_tokens.append(new)).equal(codes)
+    assert new_tokens == [1, 4, 4, 4, 3]
+    new_tokens.clear()
+    sample(pipe, uniforms.repeat(5, 1), draft=codes[0], on_step=lambda _, new: new_tokens.append(new))
+    assert new_tokens == [1] * 16
+
+
 def test_the_pipeline_drafts_with_the_image_before(pipe, image, monkeypatch):
     drafts = []
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""What ComfyUI shows while a pipeline works, and where its Stop takes effect: between two tokens or batches."""
+"""What ComfyUI shows while a pipeline works, and where its Stop takes effect: between two steps or batches."""
 
 import math
 import time

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from training.evaluation.bootstrap import bootstrap_means, interval
 from training.evaluation.outcomes import CANDIDATE_COUNTS, clean_success, moves_a_thing, picked
@@ -64,6 +65,11 @@ def summarise(plan: Plan) -> dict:
             seed: annotation_quality(plan.out / f"annotated-{seed}")
             for seed in plan.seeds
             if (plan.out / "done" / f"annotated-{seed}").exists()
+        },
+        "accepted_words_right_percent": {
+            name: round(100 * float(words_right(plan.out / name).mean()), 1)
+            for name in plan.jobs
+            if name.startswith("synthetic-") and (plan.out / "done" / name).exists()
         },
         "probe": {name: probe_figures(plan, name) for name in ("dynamics", "no_negatives")},
         "rollouts": {name: rollout_figures(plan, name) for name in ROLLED_OUT},
@@ -151,19 +157,25 @@ def learning_curve(plan: Plan) -> list[dict]:
 
 def annotation_quality(folder: Path) -> list[dict]:
     """How often the annotated words are the true action, among the best pairs by score: one entry for each share."""
-    rows = load_triplets(shards_of(folder)).select_columns(["action", "label", "score"]).to_pandas()
-    rows = rows[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
-    right = np.array([fold(said) == fold(true) for said, true in zip(rows["action"], rows["label"], strict=True)])
-    counts = [round(share * len(rows)) for share in ACCEPTED_SHARES]
+    right = words_right(folder)
+    counts = [round(share * len(right)) for share in ACCEPTED_SHARES]
     return [
         {
             "accepted": share,
             "pairs": count,
-            "minimum_score": round(float(rows["score"].iloc[count - 1]), 3),
-            "right_percent": round(100 * float(right[:count].mean()), 1),
+            "minimum_score": round(float(right.index[count - 1]), 3),
+            "right_percent": round(100 * float(right.iloc[:count].mean()), 1),
         }
         for share, count in zip(ACCEPTED_SHARES, counts, strict=True)
     ]
+
+
+def words_right(folder: Path) -> pd.Series:
+    """Whether the annotated words are the true action, for each scored pair, by score: the best first."""
+    rows = load_triplets(shards_of(folder)).select_columns(["action", "label", "score"]).to_pandas()
+    rows = rows[rows["score"].notna()].sort_values("score", ascending=False, kind="stable")
+    right = [fold(said) == fold(true) for said, true in zip(rows["action"], rows["label"], strict=True)]
+    return pd.Series(right, index=rows["score"])
 
 
 def probe_figures(plan: Plan, name: str) -> dict:

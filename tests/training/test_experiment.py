@@ -127,6 +127,7 @@ def test_a_report_on_part_of_the_jobs_leaves_out_the_rest(plan):
     assert "outcomes-cwm-0" in summary["not_run"] and "outcomes-c_ft-0" not in summary["not_run"]
     assert "| c_ft | 100.0" in tables(summary)
     write_plots(summary, plan.results)
+    assert [picture.name for picture in plan.results.glob("*.png")] == ["candidates.png"]
 
 
 ANNOTATION = [{"accepted": 0.5, "pairs": 2, "minimum_score": -0.5, "right_percent": 50.0}]

@@ -13,14 +13,15 @@ from training.evaluation.outcomes import CANDIDATE_COUNTS
 
 
 def write_plots(summary: dict, folder: Path) -> None:
-    """Writes one picture for each function below; what was not run is missing from it."""
-    for name, draw in (
-        ("candidates", draw_candidates),
-        ("asymmetry", draw_asymmetry),
-        ("annotation", draw_annotation),
-        ("over_editing", draw_over_editing),
-        ("rollouts", draw_rollouts),
-    ):
+    """Writes a picture for each part of the experiment that was run."""
+    drawings = {
+        "candidates": (draw_candidates, summary["variants"]),
+        "asymmetry": (draw_asymmetry, summary["learning_curve"][1:]),
+        "annotation": (draw_annotation, summary["annotation"]),
+        "over_editing": (draw_over_editing, "weights_full" in summary["first_seed"]),
+        "rollouts": (draw_rollouts, any(summary["rollouts"].values())),
+    }
+    for name, draw in ((name, draw) for name, (draw, was_run) in drawings.items() if was_run):
         figure, axes = plt.subplots(figsize=(6.4, 3.8))
         draw(summary, axes)
         axes.spines[["top", "right"]].set_visible(False)

@@ -115,6 +115,8 @@ def starting_model(recipe: Recipe, pipe: ChameleonWorldModelPipeline, init: str 
     model = pipe.world_model
     if init is not None:
         model = ChameleonForConditionalGeneration.from_pretrained(init, dtype=model.dtype)
+    if not torch.cuda.is_available():
+        model.set_attn_implementation("eager")  # a CPU's SDPA is slower in its backward pass
     model.model.vqmodel.requires_grad_(False)
     return get_peft_model(model, LoraConfig(**recipe.lora)) if recipe.lora else model
 

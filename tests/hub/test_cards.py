@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from hub_cards.cards import KINDS, Evaluation, main, make_card
 
-SUMMARIES = sorted(Path(__file__).parents[2].glob("training/results/*/summary.json"))
+SUMMARIES = sorted(Path(__file__).parents[2].glob("training/results/*_checkpoint/summary.json"))
 
 
 @pytest.fixture

@@ -141,6 +141,7 @@ def train(
             remove_unused_columns=False,
             report_to=[],
             ddp_find_unused_parameters=False,
+            use_cpu=not torch.cuda.is_available(),
             **{"save_total_limit": 2, **recipe.trainer},
         ),
     )
@@ -169,6 +170,7 @@ def main() -> None:
     dtype = torch.bfloat16 if frozen_in_bf16 else torch.float32
     pipe = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint, dynamics_model=None, dtype=dtype)
     torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)  # softmax makes such numbers, and CPUs are slow with them
     train(recipe, pipe, starting_model(recipe, pipe, args.init), args.codes, args.out)
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from datasets import Dataset, concatenate_datasets
 from diffusers import VQModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -156,11 +157,22 @@ def _flip_rate(codes: Tensor, still: Tensor) -> Tensor:
     return ((codes[0] != codes[1]) & still).sum() / still.sum().clamp_min(1)
 
 
+def load_pairs(folder: Path) -> Dataset:
+    """`before` and `after` of the triplets in a folder, without those that an earlier stage could not read."""
+    rows = load_triplets(shards_of(folder))
+    if "error" in rows.column_names:
+        rows = rows.select([i for i, error in enumerate(rows["error"][:]) if error is None])
+    return rows.select_columns(["before", "after"])
+
+
 def train(args: argparse.Namespace) -> None:
-    accelerator = Accelerator(cpu=args.cpu)
+    # Order of data and crops depend on seed, epoch and step alone, so that a killed run ends as an undisturbed one.
+    accelerator = Accelerator(
+        cpu=args.cpu, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
+    )
     set_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    dataset = load_triplets(shards_of(args.triplets)).select_columns(["before", "after"])
+    dataset = concatenate_datasets([load_pairs(folder) for folder in args.triplets])
     loader = DataLoader(
         dataset,
         batch_size=args.batch // 2,
@@ -184,7 +196,10 @@ def train(args: argparse.Namespace) -> None:
     step = resume(accelerator, args.out)
     bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=10, disable=not accelerator.is_main_process)
     while step < args.steps:
-        for before, after in loader:
+        epoch, done = divmod(step, len(loader))
+        loader.set_epoch(epoch)
+        for before, after in accelerator.skip_first_batches(loader, done) if done else loader:
+            torch.manual_seed(args.seed + step)
             if step < CROP_SHARE * args.steps and not args.decoder_only:
                 before, after = random_crop(before, after, before.shape[-1] // 2, copies=4)
             terms = model(before, after, codebook.embedding, quantised=args.decoder_only or step >= WARM_UP_STEPS)
@@ -256,7 +271,7 @@ def resume(accelerator: Accelerator, out: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--triplets", type=Path, required=True, help="folder of Parquet shards")
+    parser.add_argument("--triplets", type=Path, nargs="+", required=True, help="folders of Parquet shards")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and the finished vqgan/")
     parser.add_argument("--init", type=Path, help="VQModel to start from; default: random weights")
     parser.add_argument(

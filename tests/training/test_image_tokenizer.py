@@ -73,10 +73,27 @@ def run(triplet_folder, out, monkeypatch, steps, *more):
 def test_training_resumes_and_saves_a_model_that_loads(triplet_folder, tmp_path, monkeypatch):
     run(triplet_folder, tmp_path, monkeypatch, 8)
     (tmp_path / "checkpoint.tmp").mkdir()  # as a kill in the middle of saving leaves it
-    log = run(triplet_folder, tmp_path, monkeypatch, 12)
-    assert [row["step"] for row in log] == list(range(1, 13))
-    assert log[-1]["reconstruction"] < log[0]["reconstruction"]
+    log = run(triplet_folder, tmp_path, monkeypatch, 60)
+    assert [row["step"] for row in log] == list(range(1, 61))
+    assert sum(row["psnr"] for row in log[-5:]) > sum(row["psnr"] for row in log[:5])
     assert VQModel.from_pretrained(tmp_path / "vqgan").config.num_vq_embeddings == 32
+
+
+def test_a_killed_training_ends_as_an_undisturbed_one(triplet_folder, tmp_path, monkeypatch):
+    whole = run(triplet_folder, tmp_path / "whole", monkeypatch, 12)
+    log, killed = image_tokenizer.log, tmp_path / "killed"
+
+    def killed_at_step_6(out, step, *rest):
+        log(out, step, *rest)
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(image_tokenizer, "log", killed_at_step_6)
+        run(triplet_folder, killed, monkeypatch, 12)
+    assert run(triplet_folder, killed, monkeypatch, 12)[-6:] == whole[-6:]
+    weights = VQModel.from_pretrained(tmp_path / "whole" / "vqgan").state_dict()
+    assert all(torch.equal(w, weights[n]) for n, w in VQModel.from_pretrained(killed / "vqgan").state_dict().items())
 
 
 def test_sharpening_the_decoder_keeps_every_code(triplet_folder, tmp_path, monkeypatch):

@@ -141,8 +141,7 @@ def train(
             remove_unused_columns=False,
             report_to=[],
             ddp_find_unused_parameters=False,
-            use_cpu=not torch.cuda.is_available(),
-            **{"save_total_limit": 2, **recipe.trainer},
+            **{"save_total_limit": 2, "use_cpu": not torch.cuda.is_available(), **recipe.trainer},
         ),
     )
     trainer.accelerator.wait_for_everyone()

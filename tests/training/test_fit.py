@@ -153,7 +153,7 @@ def test_real_and_synthetic_triplets_are_trained_on_as_one(checkpoint_folder, co
     assert log[-1]["step"] == 2 * scenes
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_a_shipped_recipe_is_taken_by_the_trainer(path, tmp_path):
     recipe = Recipe.read(path)
     fit.TrainingArguments(output_dir=str(tmp_path), **{**recipe.trainer, "bf16": False})

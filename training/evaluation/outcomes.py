@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline, default_checkpoint
+from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline, WorldModelOutput, default_checkpoint
 from training.evaluation.intervals import mean, proportion
 from training.evaluation.over_editing import changed_elsewhere, is_clean
 from training.evaluation.rows import claim, describe_run, resume_rows, write_json
@@ -40,15 +40,8 @@ def evaluate_episode(
     world: ChameleonWorldModelPipeline, verifier: DynamicsVerifierPipeline, episode: Episode, seed: int
 ) -> dict:
     """One row: what was commanded, which candidates succeeded, how the verifier ranked them, what it calls the truth."""
-    commanded, action = draw_command(np.random.default_rng([episode.seed, seed]), episode.outcomes)
+    commanded, action, output = imagine_episode(world, episode, seed)
     command, truth = episode.outcomes[commanded].action, episode.outcomes[commanded].after
-    output = world(
-        Image.fromarray(episode.before),
-        action,
-        num_candidates=max(CANDIDATE_COUNTS),
-        generator=torch.Generator().manual_seed(episode.seed + seed),
-        output_type="np",
-    )
     rivals = rival_pictures(episode.before, episode.outcomes)
     nearest = [nearest_rival(rivals, image) for image in output.images]
     by_sampling_order = sorted(range(len(nearest)), key=lambda rank: output.order[rank])
@@ -70,6 +63,21 @@ def evaluate_episode(
         "psnr": reconstruction["psnr"],
         "tokenizer_nearest": nearest_rival(rivals, reconstruction["after"]) == commanded,
     }
+
+
+def imagine_episode(
+    world: ChameleonWorldModelPipeline, episode: Episode, seed: int
+) -> tuple[int, str, WorldModelOutput]:
+    """Which outcome is commanded, in which words, and the candidates for it, best first, as float [K, H, W, 3] in [0, 1]."""
+    commanded, action = draw_command(np.random.default_rng([episode.seed, seed]), episode.outcomes)
+    output = world(
+        Image.fromarray(episode.before),
+        action,
+        num_candidates=max(CANDIDATE_COUNTS),
+        generator=torch.Generator().manual_seed(episode.seed + seed),
+        output_type="np",
+    )
+    return commanded, action, output
 
 
 def draw_command(rng: np.random.Generator, outcomes: Sequence[Outcome]) -> tuple[int, str]:

@@ -30,7 +30,7 @@ from bwm_pipelines.new_files import new_files
 from training.evaluation import similarity
 from training.evaluation.aurora_bench_data import read_test_set
 from training.evaluation.intervals import mean, proportion, text
-from training.evaluation.rows import claim, describe_run, resume_rows, write_json
+from training.evaluation.rows import claim, describe_run, fingerprint, resume_rows, write_json
 
 SAMPLE_KEYS = ("id", "task", "instruction", "before", "output", "target")
 
@@ -160,8 +160,10 @@ def main() -> None:
     args = parser.parse_args()
     samples = choose_samples(read_test_set(args.aurora_bench), args.tasks, args.limit)
     networks = similarity.load_networks(args)
-    settings = ("aurora_bench", "checkpoint", "num_candidates", "seed", "tasks", "limit")
-    claim(args.out, {name: str(getattr(args, name)) for name in settings})
+    settings = {
+        name: str(getattr(args, name)) for name in ("aurora_bench", "num_candidates", "seed", "tasks", "limit")
+    }
+    claim(args.out, settings | {"checkpoint": fingerprint(args.checkpoint)})
     world = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint)
     world.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
     editor = Editor(world, args.out, args.num_candidates, args.seed)

@@ -31,7 +31,7 @@ from bwm_pipelines import DynamicsVerifierPipeline, default_checkpoint
 from bwm_pipelines.pipelines.dynamics_verifier import NamedActionOutput
 from training.evaluation.aurora_bench_data import is_aurora_bench, load_aurora_bench
 from training.evaluation.intervals import mean, proportion
-from training.evaluation.rows import claim, describe_run, resume_rows, write_json
+from training.evaluation.rows import claim, describe_run, fingerprint, resume_rows, write_json
 from training.evaluation.wording import plain, verb
 from training.triplets import load_triplets, shards_of
 
@@ -174,7 +174,8 @@ def main() -> None:
     args = parser.parse_args()
     bert = build_bert(args.bert, args.bert_layers, args.bert_baseline) if args.bert else None
     rows = _open(args.triplets)
-    claim(args.out, {name: str(getattr(args, name)) for name in ("triplets", "checkpoint", "seed")})
+    settings = {"triplets": str(args.triplets), "checkpoint": fingerprint(args.checkpoint), "seed": str(args.seed)}
+    claim(args.out, settings)
     labelled = [i for i, action in enumerate(rows["action"][:]) if action is not None]
     order = np.random.default_rng(args.seed).permutation(labelled)[: args.limit].tolist()
     verifier = DynamicsVerifierPipeline.from_pretrained(args.checkpoint)

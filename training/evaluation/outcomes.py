@@ -12,7 +12,6 @@ kinder than the eye, so a clean success is one in which, besides, nothing visibl
 """
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 from collections import Counter, defaultdict
@@ -28,7 +27,7 @@ from PIL import Image
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline, WorldModelOutput, default_checkpoint
 from training.evaluation.intervals import mean, proportion
 from training.evaluation.over_editing import changed_elsewhere, is_clean
-from training.evaluation.rows import claim, describe_run, resume_rows, write_json
+from training.evaluation.rows import claim, describe_run, fingerprint, resume_rows, write_json
 from training.playroom.actions import PARAPHRASES, fold
 from training.playroom.episodes import Episode, Outcome, choose_balanced, commands_held_out, play_episode
 from training.playroom.room import Room
@@ -215,7 +214,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(args, name) for name in ("first", "split", "seed")}
-    claim(args.out, settings | {"checkpoint": fingerprint(Path(args.checkpoint))})
+    claim(args.out, settings | {"checkpoint": fingerprint(args.checkpoint)})
     about = describe_run("training.evaluation.outcomes") | {"seed": args.seed}
     summary = summarise(run(args), about)
     write_json(args.out, "summary.json", summary)
@@ -254,14 +253,6 @@ class Worker:
     def evaluate(cls, scene: int, *, split: str, seed: int) -> dict:
         episode = play_episode(cls.room, split, scene, cls.world.config.image_size)
         return evaluate_episode(cls.world, cls.verifier, episode, seed)
-
-
-def fingerprint(checkpoint: Path) -> str:
-    """SHA-256 of weights and sampling defaults, so that a resumed evaluation does not go on with others."""
-    digest = hashlib.sha256()
-    for file in [checkpoint / "model_index.json", *sorted(checkpoint.rglob("*.safetensors"))]:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from bwm_pipelines.new_files import new_files
 from training.evaluation.aurora_bench_data import is_aurora_bench, load_aurora_bench
 from training.evaluation.intervals import proportion, text
 from training.evaluation.likelihood import image_log_probs, words_log_probs
-from training.evaluation.rows import claim, describe_run, resume_rows, write_json
+from training.evaluation.rows import claim, describe_run, fingerprint, resume_rows, write_json
 from training.evaluation.wording import plain
 from training.triplets import load_triplets, shards_of
 
@@ -269,7 +269,7 @@ def main() -> None:
         load_aurora_bench(args.triplets) if is_aurora_bench(args.triplets) else load_triplets(shards_of(args.triplets))
     )
     pool = TripletPool(rows)
-    settings = {name: str(getattr(args, name)) for name in ("triplets", "checkpoint", "seed")}
+    settings = {"triplets": str(args.triplets), "checkpoint": fingerprint(args.checkpoint), "seed": str(args.seed)}
     claim(args.out, settings | {"tasks": " ".join(sorted(args.tasks))})
     order = np.random.default_rng(args.seed).permutation(np.flatnonzero(pool.labelled))[: args.limit].tolist()
     probe = Probe(args.checkpoint, pool, tuple(args.tasks), args.seed)

@@ -20,8 +20,8 @@ from PIL import Image
 
 from bwm_pipelines import ChameleonWorldModelPipeline, default_checkpoint
 from training.evaluation.intervals import proportion
-from training.evaluation.outcomes import draw_command, fingerprint, nearest_rival, rival_pictures
-from training.evaluation.rows import claim, describe_run, resume_rows, write_json
+from training.evaluation.outcomes import draw_command, nearest_rival, rival_pictures
+from training.evaluation.rows import claim, describe_run, fingerprint, resume_rows, write_json
 from training.playroom.episodes import visible_outcomes
 from training.playroom.physics import play
 from training.playroom.room import Room
@@ -73,7 +73,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {"steps": args.steps, "num_candidates": args.num_candidates, "seed": args.seed}
-    claim(args.out, settings | {"checkpoint": fingerprint(Path(args.checkpoint))})
+    claim(args.out, settings | {"checkpoint": fingerprint(args.checkpoint)})
     pipe, room = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint), Room()
     pipe.set_progress_bar_config(disable=True)
     rows = resume_rows(

@@ -1,5 +1,6 @@
 """Results that take hours: one JSON line for each item, so that an interrupted run goes on after the last."""
 
+import hashlib
 import json
 import os
 import platform
@@ -64,6 +65,19 @@ def write_json(out: Path, name: str, content: dict) -> None:
     """Writes a JSON file into the folder `out`, whole or not at all."""
     with new_files(out) as folder:
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def fingerprint(checkpoint: str | Path) -> str:
+    """What a checkpoint is, so that a resumed evaluation does not go on with another: SHA-256 of a folder's weights and
+    sampling defaults, or the Hub id.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return str(checkpoint)
+    digest = hashlib.sha256()
+    for file in [folder / "model_index.json", *sorted(folder.rglob("*.safetensors"))]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def describe_run(module: str) -> dict:

@@ -170,7 +170,10 @@ def main() -> None:
     pipe = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint, dynamics_model=None, dtype=dtype)
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)  # softmax makes such numbers, and CPUs are slow with them
-    train(recipe, pipe, starting_model(recipe, pipe, args.init), args.codes, args.out)
+    try:
+        train(recipe, pipe, starting_model(recipe, pipe, args.init), args.codes, args.out)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 if __name__ == "__main__":

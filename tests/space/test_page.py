@@ -132,7 +132,8 @@ def test_ten_users_at_once_are_all_answered_one_after_another(url, picture, stud
         studio.pipe.world_model.register_forward_pre_hook(enter),
         studio.pipe.world_model.register_forward_hook(leave),
     ]
-    users = [Client(url, verbose=False) for _ in range(10)]
+    # Without downloads: Gradio writes the file of a picture that all of them sent anew while it serves it.
+    users = [Client(url, verbose=False, download_files=False) for _ in range(10)]
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda i: imagine(users[i], picture, seed=100 + i)[0], range(10)))
     for hook in hooks:

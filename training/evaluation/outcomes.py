@@ -96,10 +96,14 @@ def nearest_rival(rivals: np.ndarray, image: np.ndarray) -> int:
     return int(np.square(rivals - image).mean((1, 2, 3)).argmin())
 
 
+def pictures_of(world: ChameleonWorldModelPipeline, codes: torch.Tensor) -> np.ndarray:
+    """Codes, int64 [B, N] -> pictures, float [B, H, W, 3] in [0, 1]."""
+    return (world.family.decode_image(codes) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+
+
 def _round_trip(world: ChameleonWorldModelPipeline, images: np.ndarray) -> dict:
     """Encodes and decodes uint8 pictures [B, H, W, 3]: mean PSNR in dB, and the second one again as float [H, W, 3]."""
-    codes = world.encode_images([Image.fromarray(image) for image in images])
-    again = (world.family.decode_image(codes) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+    again = pictures_of(world, world.encode_images([Image.fromarray(image) for image in images]))
     error = np.square(again - images / 255.0).mean((1, 2, 3))
     return {"psnr": float((-10 * np.log10(error)).mean()), "after": again[1]}
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import trange
 
 from bwm_pipelines import ChameleonWorldModelPipeline, default_checkpoint
-from training.evaluation.outcomes import imagine_episode, nearest_rival, rival_pictures
+from training.evaluation.outcomes import imagine_episode, nearest_rival, pictures_of, rival_pictures
 from training.evaluation.over_editing import changed_elsewhere, is_clean
 from training.picture_grid import BAD, GOOD, NEUTRAL, Group, draw_groups, save
 from training.playroom.episodes import Episode, play_episode
@@ -28,9 +28,7 @@ def edit_group(world: ChameleonWorldModelPipeline, episode: Episode, seed: int) 
     commanded, action, output = imagine_episode(world, episode, seed)
     truth, pick = episode.outcomes[commanded].after, output.images[0]
     right = nearest_rival(rival_pictures(episode.before, episode.outcomes), pick) == commanded
-    (shown,) = (
-        world.family.decode_image(world.encode_images([Image.fromarray(truth)])).permute(0, 2, 3, 1).numpy() / 2 + 0.5
-    )
+    (shown,) = pictures_of(world, world.encode_images([Image.fromarray(truth)]))
     clean = is_clean(changed_elsewhere(pick, shown, episode.before, truth))
     colour = (GOOD if clean else NEUTRAL) if right else BAD
     pictures = (episode.before, truth, (255 * pick).round().astype(np.uint8))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
-from training.evaluation.outcomes import nearest_rival, rival_pictures
+from training.evaluation.outcomes import nearest_rival, pictures_of, rival_pictures
 from training.evaluation.over_editing import changed_elsewhere, is_clean
 from training.playroom.episodes import Episode, choose_balanced, play_episode
 from training.playroom.room import Room
@@ -89,19 +89,14 @@ def name_pictures(
     """In words what imagined pictures of a scene, int64 [M, N], show; see `describe`."""
     truths = [outcome.after for outcome in episode.outcomes] + [episode.before]
     rivals = rival_pictures(episode.before, episode.outcomes)
-    shown = _pixels(world, world.encode_images([Image.fromarray(truth) for truth in truths]))
+    shown = pictures_of(world, world.encode_images([Image.fromarray(truth) for truth in truths]))
     said = [outcome.action.say(rng) for outcome in episode.outcomes] + [NOTHING]
     names = []
-    for image in _pixels(world, codes):
+    for image in pictures_of(world, codes):
         nearest = nearest_rival(rivals, image)
         elsewhere = changed_elsewhere(image, shown[nearest], episode.before, truths[nearest])
         names.append(describe(said[nearest], is_clean(elsewhere)))
     return names
-
-
-def _pixels(world: ChameleonWorldModelPipeline, codes: torch.Tensor) -> np.ndarray:
-    """Codes [B, N] -> pictures, float [B, H, W, 3] in [0, 1]."""
-    return (world.family.decode_image(codes) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
 
 
 def imagine_shard(shard: int, *, checkpoint: str, first: int, scenes: int, commands: int, candidates: int, out: Path):

@@ -25,6 +25,7 @@ class Recipe:
             "base" both by turns.
         trainer: arguments of `transformers.TrainingArguments`; a batch counts scenes.
         actions_per_scene: triplets drawn of each scene; they share its before image.
+        class_weights: how much likelier a triplet of a class is drawn than one of a class that is not named here.
         still: a patch whose features move less than this (squared L2 distance) keeps the code it had before: below it,
             codes differ by the encoder's jitter, not by what happened. 0 leaves the after image as it was encoded.
         weights: how much each token of the after image counts (Eq. 2); world model only.
@@ -37,6 +38,7 @@ class Recipe:
     objective: Objective
     trainer: dict[str, Any] = field(default_factory=dict)
     actions_per_scene: int = 1
+    class_weights: dict[str, float] = field(default_factory=dict)
     still: float = 0.0
     weights: RecognitionWeights = EVEN
     action_dropout: float = 0.0

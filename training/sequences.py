@@ -52,11 +52,15 @@ class SceneCollator:
         build, choices = (self.inverse_sequence if inverse else self.forward_sequence), _all
         if inverse and rng.random() < self.recipe.reversals and all(map(_reversible, scenes)):
             build, choices = self.reversed_sequence, _reversible
-        return [build(scene, i, rng) for scene in scenes for i in self._pick(choices(scene), rng)]
+        return [build(scene, i, rng) for scene in scenes for i in self._pick(scene, choices(scene), rng)]
 
-    def _pick(self, indices: list[int], rng: random.Random) -> list[int]:
-        wanted = self.recipe.actions_per_scene
-        picks = rng.sample(indices, min(len(indices), wanted))
+    def _pick(self, scene: dict, indices: list[int], rng: random.Random) -> list[int]:
+        """As many of the scene's actions as the recipe wants, different ones as far as there are."""
+        wanted, weights = self.recipe.actions_per_scene, self.recipe.class_weights
+        keys = {
+            i: rng.random() ** (1 / weights.get(scene["class"][i], 1.0)) for i in indices
+        }  # Efraimidis, Spirakis 2006
+        picks = sorted(indices, key=keys.__getitem__, reverse=True)[:wanted]
         return picks + rng.choices(indices, k=wanted - len(picks))
 
     def forward_sequence(self, scene: dict, i: int, rng: random.Random) -> Sequence:

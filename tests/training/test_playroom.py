@@ -117,6 +117,14 @@ def test_the_same_seed_gives_the_same_episode(room):
     assert all(np.array_equal(a.after, b.after) for a, b in zip(first.outcomes, second.outcomes, strict=True))
 
 
+def test_an_episode_can_begin_after_actions_that_nobody_commands(room):
+    first, later, same = (play_episode(room, "train", 3, SIZE, max_actions=3, earlier=n) for n in (0, 1, 1))
+    assert first.seed == later.seed
+    assert visibly_different(first.before, later.before)
+    assert np.array_equal(later.before, same.before)
+    assert later.outcomes and not any(commands_held_out(outcome.action) for outcome in later.outcomes)
+
+
 def test_outcomes_of_one_state_differ_from_it_and_from_each_other(room):
     episode = play_episode(room, "validation", 1, SIZE)
     assert len(episode.outcomes) >= 8

@@ -106,6 +106,7 @@ def test_reversed_pairs_are_said_to_be_the_inverse_action(family):
         "distance": [[9.0] * 16] * 2,
         "action": ["open the door", "knock the red cube over"],
         "inverse": ["close the door", None],
+        "class": ["open door", "knock over"],
     }
     batch = SceneCollator(family, Recipe("dynamics", reversals=1.0, actions_per_scene=2))([scene])
     for ids, labels in zip(batch["input_ids"][0], batch["labels"][0], strict=True):
@@ -113,6 +114,24 @@ def test_reversed_pairs_are_said_to_be_the_inverse_action(family):
         assert torch.equal(shown[0], family.image_token_ids[torch.tensor(door)])
         assert torch.equal(shown[1], family.image_token_ids[torch.tensor(before)])
         assert words(family, labels) == "close the door"
+
+
+def test_a_class_with_more_weight_is_drawn_more_often(family, scenes):
+    rare = scenes[0]["class"][0]
+    others = sum(name != rare for name in scenes[0]["class"])
+    for weights, low, high in (({}, 0.0, 0.5), ({rare: 50.0 * others}, 0.9, 1.0)):
+        collator = SceneCollator(family, Recipe("dynamics", class_weights=weights))
+        rng = random.Random(0)
+        picks = [
+            scenes[0]["class"][i] for _ in range(100) for i in collator._pick(scenes[0], [*range(others + 1)], rng)
+        ]
+        assert low <= picks.count(rare) / len(picks) <= high
+
+
+def test_actions_of_a_scene_are_drawn_again_only_when_there_are_no_others(family, scenes):
+    wanted = len(scenes[0]["action"]) + 2
+    batch = SceneCollator(family, Recipe("world", actions_per_scene=wanted))(scenes[:1])
+    assert len({str(row) for row in batch["input_ids"][0].tolist()}) == len(set(scenes[0]["action"]))
 
 
 def test_what_is_drawn_depends_on_seed_epoch_and_scenes_only(family, scenes):

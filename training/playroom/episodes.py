@@ -38,14 +38,19 @@ def visibly_different(a: np.ndarray, b: np.ndarray) -> bool:
     return bool((step > VISIBLE_STEP).mean() > VISIBLE_SHARE)
 
 
-def play_episode(room: Room, split: str, index: int, size: int, max_actions: int | None = None) -> Episode:
+def play_episode(
+    room: Room, split: str, index: int, size: int, max_actions: int | None = None, earlier: int = 0
+) -> Episode:
     """Plays actions of scene `index` of a split, each from the same state, and photographs the visible outcomes.
 
     With `max_actions` a random choice is played, balanced over verbs; otherwise every possible action. Training episodes
-    leave out the held-out combinations.
+    leave out the held-out combinations. The state is the scene's first one, or that after `earlier` random actions, which
+    nobody commands or sees: then things may lie, be stacked or in the bowl from the start.
     """
     seed = scene_seed(split, index)
     room.load(sample_scene(seed))
+    for action_rng in np.random.default_rng([seed, 6]).spawn(earlier):
+        play(room, *choose_balanced(action_rng, room.possible_actions(), 1))
     state, before = room.save(), room.render(size)
     actions = [a for a in room.possible_actions() if split != "train" or not commands_held_out(a)]
     if max_actions is not None:

@@ -27,7 +27,15 @@ SCENES_PER_SHARD = 100
 
 
 def write_shard(
-    shard: int, *, split: str, scenes: int, actions_per_scene: int, size: int, out: Path, first: int = 0
+    shard: int,
+    *,
+    split: str,
+    scenes: int,
+    actions_per_scene: int,
+    size: int,
+    out: Path,
+    first: int = 0,
+    earlier: int = 0,
 ) -> int:
     """Plays the scenes of one shard and writes their triplets; returns how many. An existing shard is left alone."""
     path = out / f"{shard:05d}.parquet"
@@ -35,7 +43,7 @@ def write_shard(
         return pq.read_metadata(path).num_rows
     room, rows = Room(), []
     for index in range(shard * SCENES_PER_SHARD, min((shard + 1) * SCENES_PER_SHARD, scenes)):
-        rows += triplet_rows(play_episode(room, split, first + index, size, actions_per_scene))
+        rows += triplet_rows(play_episode(room, split, first + index, size, actions_per_scene, earlier))
     room.close()
     temporary = path.with_suffix(".tmp")
     pq.write_table(pa.Table.from_pylist(rows), temporary)
@@ -79,6 +87,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, required=True, help="number of scenes (states)")
     parser.add_argument("--first", type=int, default=0, help="index of the first scene of the split")
     parser.add_argument("--actions-per-scene", type=int, default=6, help="actions played from each state")
+    parser.add_argument("--earlier", type=int, default=0, help="random actions played before the first picture")
     parser.add_argument("--size", type=int, default=96, help="picture side in pixels")
     parser.add_argument("--out", type=Path, required=True, help="folder for the Parquet shards")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
@@ -90,6 +99,7 @@ def main() -> None:
         scenes=args.scenes,
         first=args.first,
         actions_per_scene=args.actions_per_scene,
+        earlier=args.earlier,
         size=args.size,
         out=args.out,
     )

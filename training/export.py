@@ -12,6 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
+from diffusers import VQModel
 from PIL import Image
 from transformers import ChameleonForConditionalGeneration
 
@@ -22,10 +23,17 @@ from training.playroom.scenes import sample_scene, scene_seed
 CARD = "README.md"
 
 
-def assemble(checkpoint: str, world: Path, dynamics: Path, **sampling: float | None) -> ChameleonWorldModelPipeline:
-    """The checkpoint with trained models in place of its own; `sampling` holds its defaults, such as `temperature`."""
+def assemble(
+    checkpoint: str, world: Path, dynamics: Path, vqgan: Path | None = None, **sampling: float | None
+) -> ChameleonWorldModelPipeline:
+    """The checkpoint with trained parts in place of its own; `sampling` holds its defaults, such as `temperature`.
+
+    `vqgan` may only differ from the checkpoint's in its decoder: the models know its codes.
+    """
+    other = {} if vqgan is None else {"vqgan": VQModel.from_pretrained(vqgan)}
     pipe = ChameleonWorldModelPipeline.from_pretrained(
         checkpoint,
+        **other,
         world_model=ChameleonForConditionalGeneration.from_pretrained(world),
         dynamics_model=ChameleonForConditionalGeneration.from_pretrained(dynamics),
     )
@@ -47,6 +55,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="pipeline folder that the training started from")
     parser.add_argument("--world", type=Path, required=True, help="folder of the trained world model")
     parser.add_argument("--dynamics", type=Path, required=True, help="folder of the trained dynamics model")
+    parser.add_argument("--vqgan", type=Path, help="image tokenizer whose decoder was trained on (--decoder-only)")
     parser.add_argument("--temperature", type=float, default=1.0, help="the checkpoint's default for sampling")
     parser.add_argument("--top-p", type=float, help="likewise; not given: no limit")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="likewise; 1: no guidance")
@@ -54,7 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     sampling = {"temperature": args.temperature, "top_p": args.top_p, "guidance_scale": args.guidance_scale}
-    pipe = assemble(args.checkpoint, args.world, args.dynamics, **sampling)
+    pipe = assemble(args.checkpoint, args.world, args.dynamics, args.vqgan, **sampling)
     temporary = args.out.with_name(args.out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipe.save_pretrained(temporary)

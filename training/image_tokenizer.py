@@ -168,7 +168,9 @@ def load_pairs(folder: Path) -> Dataset:
 def train(args: argparse.Namespace) -> None:
     # Order of data and crops depend on seed, epoch and step alone, so that a killed run ends as an undisturbed one.
     accelerator = Accelerator(
-        cpu=args.cpu, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
+        cpu=args.cpu,
+        mixed_precision="bf16" if args.bf16 else "no",
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
     )
     set_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -283,6 +285,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument(
+        "--bf16", action="store_true", help="mixed precision; slower on a CPU without bf16 instructions"
+    )
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU even if there is a GPU")
     train(parser.parse_args())
 

@@ -1,4 +1,5 @@
 import torch
+from diffusers import VQModel
 from PIL import Image
 
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline
@@ -24,3 +25,14 @@ def test_the_exported_folder_is_a_pipeline(checkpoint_folder, tmp_path, monkeypa
     output = pipe(scene, "open the door", num_candidates=2, generator=torch.Generator().manual_seed(0))
     assert len(output.images) == len(output.scores) == 2
     assert isinstance(verifier.name_action(scene, output.images[0]).action, str)
+
+
+def test_an_image_tokenizer_can_be_exchanged(checkpoint_folder, tmp_path):
+    vqgan = VQModel.from_pretrained(checkpoint_folder / "vqgan")
+    with torch.no_grad():
+        vqgan.decoder.conv_out.bias += 1
+    vqgan.save_pretrained(tmp_path / "vqgan")
+    parts = (checkpoint_folder / "world_model", checkpoint_folder / "dynamics_model")
+    old, new = (export.assemble(checkpoint_folder, *parts, folder) for folder in (None, tmp_path / "vqgan"))
+    codes = torch.zeros(1, old.family.num_image_tokens, dtype=torch.int64)
+    assert (new.family.decode_image(codes) > old.family.decode_image(codes)).any()

@@ -25,7 +25,7 @@ class Recipe:
             "base" both by turns.
         trainer: arguments of `transformers.TrainingArguments`; a batch counts scenes.
         actions_per_scene: triplets drawn of each scene; they share its before image.
-        class_weights: how much likelier a triplet of a class is drawn than one of a class that is not named here.
+        class_weights: how much likelier a triplet of a class is drawn than one of a class that is not named here; above 0.
         still: a patch whose features move less than this (squared L2 distance) keeps the code it had before: below it,
             codes differ by the encoder's jitter, not by what happened. 0 leaves the after image as it was encoded.
         weights: how much each token of the after image counts (Eq. 2); world model only.
@@ -55,7 +55,7 @@ class Recipe:
             changes: "key=value" each, the value in YAML; they replace what the file says.
 
         Raises:
-            ValueError: file or changes name a key or an objective that there is not.
+            ValueError: file or changes name a key or an objective that there is not, or a class weight is not above 0.
         """
         entries = yaml.safe_load(path.read_text())
         for change in changes:
@@ -66,6 +66,9 @@ class Recipe:
             raise ValueError(f"`recipe` {str(path)!r} has the unknown key {unknown[0]!r}; known are {sorted(known)}.")
         if entries.get("objective") not in OBJECTIVES:
             raise ValueError(f"`objective` must be one of {OBJECTIVES}, got {entries.get('objective')!r} in {path}.")
+        for name, weight in entries.get("class_weights", {}).items():
+            if not weight > 0:
+                raise ValueError(f"`class_weights` must be above 0, got {weight} for {name!r} in {path}.")
         if "weights" in entries:
             entries["weights"] = RecognitionWeights(**entries["weights"])
         return cls(**entries)

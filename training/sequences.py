@@ -55,11 +55,12 @@ class SceneCollator:
         return [build(scene, i, rng) for scene in scenes for i in self._pick(scene, choices(scene), rng)]
 
     def _pick(self, scene: dict, indices: list[int], rng: random.Random) -> list[int]:
-        """As many of the scene's actions as the recipe wants, different ones as far as there are."""
+        """As many of the scene's actions as the recipe wants, different ones as far as there are.
+
+        Weighted sampling without replacement (Efraimidis and Spirakis 2006): the largest keys u ** (1 / weight) win.
+        """
         wanted, weights = self.recipe.actions_per_scene, self.recipe.class_weights
-        keys = {
-            i: rng.random() ** (1 / weights.get(scene["class"][i], 1.0)) for i in indices
-        }  # Efraimidis, Spirakis 2006
+        keys = {i: rng.random() ** (1 / weights.get(scene["class"][i], 1.0)) for i in indices}
         picks = sorted(indices, key=keys.__getitem__, reverse=True)[:wanted]
         return picks + rng.choices(indices, k=wanted - len(picks))
 

@@ -161,7 +161,12 @@ def test_a_shipped_recipe_is_taken_by_the_trainer(path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"objektive": 1}, "unknown key"), ({"objective": "all"}, "must be one of")]
+    ("changes", "message"),
+    [
+        ({"objektive": 1}, "unknown key"),
+        ({"objective": "all"}, "must be one of"),
+        ({"class_weights": {"open": 0}}, "above 0"),
+    ],
 )
 def test_a_wrong_recipe_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import concatenate_datasets
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
@@ -106,6 +107,7 @@ class Run(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
     def on_save(self, args, state, control, **kwargs) -> None:
+        PartialState().wait_for_everyone()  # every process saves files of its own
         if state.is_world_process_zero:
             seal(self.out / f"checkpoint-{state.global_step}")
 
@@ -144,8 +146,8 @@ def train(
             **{"save_total_limit": 2, "use_cpu": not torch.cuda.is_available(), **recipe.trainer},
         ),
     )
-    trainer.accelerator.wait_for_everyone()
-    newest = newest_sealed(out)
+    with trainer.accelerator.main_process_first():  # it removes what is broken
+        newest = newest_sealed(out)
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     trainer.save_model(str(out / "final"))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from peft import PeftModel
 from transformers import ChameleonForConditionalGeneration, TrainerCallback
 
@@ -111,7 +110,7 @@ def test_accumulated_batches_weigh_as_one(checkpoint_folder, codes_folder, tmp_p
 
 
 def test_processes_weigh_as_one(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
-    """Two processes with a scene each, launched by the shipped configuration (on CPUs accelerate takes DDP for FSDP)."""
+    """Two processes with a scene each, under DDP, which accelerate takes on CPUs; `test_sharded` has FSDP."""
     settings = {"objective": "world", "actions_per_scene": 3, "weights": {"floor": 0.0, "clip": None}}
     one = recipe_file(tmp_path, **settings, trainer={"max_steps": 1, "per_device_train_batch_size": 2})
     (expected, *_) = run(monkeypatch, one, checkpoint_folder, codes_folder, tmp_path / "one")
@@ -124,12 +123,6 @@ def test_processes_weigh_as_one(checkpoint_folder, codes_folder, tmp_path, monke
     (line, *_) = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
     assert json.loads(line)["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert json.loads(line)["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-
-
-def test_the_sharded_layer_exists(pipe):
-    sharding = yaml.safe_load((RECIPES.parent / "fsdp2.yaml").read_text())["fsdp_config"]
-    layers = {type(module).__name__ for module in pipe.world_model.modules()}
-    assert sharding["fsdp_transformer_layer_cls_to_wrap"] in layers
 
 
 def test_lora_trains_an_adapter_only(checkpoint_folder, codes_folder, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from tests.comfy.server import PATIENCE, Server
 
 BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
 MILLISECONDS = 1000
+MARGIN = 10  # pixels around a workflow in its screenshot
 
 
 class Interface:
@@ -53,6 +54,10 @@ class Interface:
         self.page.wait_for_function("ids => ids.every(id => app.nodeOutputs[id])", arg=nodes)
         self.page.wait_for_timeout(5 * MILLISECONDS)
 
+    def output_of(self, node: str) -> dict:
+        """What the server said of a node that has run."""
+        return self.page.evaluate("id => app.nodeOutputs[id]", node)
+
     def pictures_of(self, node: str) -> int:
         """How many pictures a node shows."""
         return self.page.evaluate("id => app.graph.getNodeById(id).imgs?.filter(i => i.naturalWidth > 0).length", node)
@@ -72,6 +77,24 @@ class Interface:
     def screenshot(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=file)
+
+    def screenshot_graph(self, file: Path) -> None:
+        """The open workflow without the interface around it."""
+        left, top, right, bottom = self.page.evaluate(
+            """() => {
+                const {ds, canvas} = app.canvas, {left, top} = canvas.getBoundingClientRect();
+                const boxes = app.graph.nodes.map(node => node.boundingRect);
+                const x = value => left + (value + ds.offset[0]) * ds.scale;
+                const y = value => top + (value + ds.offset[1]) * ds.scale;
+                return [
+                    x(Math.min(...boxes.map(b => b[0]))), y(Math.min(...boxes.map(b => b[1]))),
+                    x(Math.max(...boxes.map(b => b[0] + b[2]))), y(Math.max(...boxes.map(b => b[1] + b[3]))),
+                ];
+            }"""
+        )
+        clip = {"x": left - MARGIN, "y": top - MARGIN}
+        clip |= {"width": right - left + 2 * MARGIN, "height": bottom - top + 2 * MARGIN}
+        self.page.screenshot(path=file, clip=clip)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from datasets import concatenate_datasets
 from PIL import Image
 
 from bwm_pipelines import ChameleonWorldModelPipeline, default_checkpoint
-from training.playroom.actions import PARAPHRASES, fold
+from training.playroom.actions import fold
 from training.playroom.candidates import SOMETHING_ELSE, describe, imagine_shard, name_pictures
 from training.playroom.episodes import play_episode
 from training.playroom.room import Room
@@ -54,7 +54,6 @@ def test_a_stain_elsewhere_is_said(episode):
 
 def test_shards_train_beside_coded_scenes(checkpoint_folder, codes_folder, tmp_path):
     options = {"checkpoint": str(checkpoint_folder), "first": 0, "scenes": 2, "commands": 2, "candidates": 2}
-    options["verbs"] = list(PARAPHRASES)
     imagine_shard(0, out=tmp_path, **options)
     written = (tmp_path / "00000.parquet").stat().st_mtime_ns
     imagine_shard(0, out=tmp_path, **options)
@@ -65,12 +64,3 @@ def test_shards_train_beside_coded_scenes(checkpoint_folder, codes_folder, tmp_p
         assert scene["inverse"] == [None] * 4 and all(scene["action"])
         unmoved = torch.tensor(scene["after"]) == torch.tensor(scene["before"])
         assert torch.equal(torch.tensor(scene["distance"]) == 0, unmoved)
-
-
-def test_only_some_verbs(checkpoint_folder, tmp_path):
-    options = {"checkpoint": str(checkpoint_folder), "first": 0, "scenes": 4, "commands": 9, "candidates": 1}
-    imagine_shard(0, out=tmp_path, verbs=["lamp on", "open door"], **options)
-    scenes = load_codes(tmp_path)
-    assert 0 < len(scenes) <= 4
-    assert set().union(*scenes["class"]) == {"lamp on", "open door"}
-    assert all(len(scene["class"]) == len(scene["after"]) <= 2 for scene in scenes)

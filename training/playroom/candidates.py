@@ -26,7 +26,6 @@ from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
 from training.evaluation.outcomes import nearest_rival, pictures_of, rival_pictures
 from training.evaluation.over_editing import changed_elsewhere, is_clean
-from training.playroom.actions import PARAPHRASES
 from training.playroom.episodes import Episode, choose_balanced, play_episode
 from training.playroom.room import Room
 from training.sequences import NOTHING
@@ -55,19 +54,13 @@ def describe(words: str, clean: bool) -> str:
 
 
 @torch.no_grad()
-def imagine_scene(
-    world: ChameleonWorldModelPipeline, episode: Episode, commands: int, candidates: int, verbs: list[str]
-) -> dict | None:
-    """Samples candidates for some actions of a scene, if it has any with these verbs: one row of coded scenes, without
-    inverse actions.
+def imagine_scene(world: ChameleonWorldModelPipeline, episode: Episode, commands: int, candidates: int) -> dict:
+    """Samples candidates for some actions of a scene: one row of coded scenes, without inverse actions.
 
     `distance` is that between the codebook's entries, since imagined pictures have no features before quantisation.
     """
     rng = np.random.default_rng([episode.seed, 5])
-    possible = [outcome.action for outcome in episode.outcomes if outcome.action.verb in verbs]
-    if not possible:
-        return None
-    chosen = choose_balanced(rng, possible, commands)
+    chosen = choose_balanced(rng, [outcome.action for outcome in episode.outcomes], commands)
     before = world.encode_images([Image.fromarray(episode.before)])
     codes = world(
         before,
@@ -106,17 +99,7 @@ def name_pictures(
     return names
 
 
-def imagine_shard(
-    shard: int,
-    *,
-    checkpoint: str,
-    first: int,
-    scenes: int,
-    commands: int,
-    candidates: int,
-    verbs: list[str],
-    out: Path,
-) -> None:
+def imagine_shard(shard: int, *, checkpoint: str, first: int, scenes: int, commands: int, candidates: int, out: Path):
     """Writes the candidates of one shard of scenes; an existing file is left alone."""
     name = f"{shard:05d}.parquet"
     if (out / name).exists():
@@ -127,10 +110,10 @@ def imagine_shard(
     room, rows = Room(), []
     for index in range(shard * SCENES_PER_SHARD, min((shard + 1) * SCENES_PER_SHARD, scenes)):
         episode = play_episode(room, "train", first + index, world.config.image_size)
-        rows.append(imagine_scene(world, episode, commands, candidates, verbs))
+        rows.append(imagine_scene(world, episode, commands, candidates))
     room.close()
     with new_files(out) as folder:
-        pq.write_table(pa.Table.from_pylist([row for row in rows if row is not None], SCHEMA), folder / name)
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / name)
 
 
 def main() -> None:
@@ -140,14 +123,12 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="index of the first of them")
     parser.add_argument("--commands", type=int, default=2, help="actions commanded in each scene")
     parser.add_argument("--candidates", type=int, default=2, help="candidates sampled for each command")
-    parser.add_argument("--verbs", nargs="+", choices=PARAPHRASES, default=list(PARAPHRASES), help="those commanded")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards of codes")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     options = {
-        name: getattr(args, name)
-        for name in ("checkpoint", "first", "scenes", "commands", "candidates", "verbs", "out")
+        name: getattr(args, name) for name in ("checkpoint", "first", "scenes", "commands", "candidates", "out")
     }
     shards = range(-(-args.scenes // SCENES_PER_SHARD))
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:

@@ -10,6 +10,7 @@ kept. `sample_scene.png`, a scene that no training saw, goes beside the weights 
 import argparse
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers import VQModel
@@ -23,19 +24,32 @@ from training.playroom.scenes import sample_scene, scene_seed
 CARD = "README.md"
 
 
+def mean_of(folders: Sequence[Path]) -> ChameleonForConditionalGeneration:
+    """The trained model, or the mean of the weights of several ("model soup", Wortsman et al. 2022)."""
+    models = [ChameleonForConditionalGeneration.from_pretrained(folder) for folder in folders]
+    weights = [model.state_dict() for model in models]
+    models[0].load_state_dict({name: sum(each[name] for each in weights) / len(weights) for name in weights[0]})
+    return models[0]
+
+
 def assemble(
-    checkpoint: str, world: Path, dynamics: Path, vqgan: Path | None = None, **sampling: float | None
+    checkpoint: str,
+    world: Sequence[Path],
+    dynamics: Sequence[Path],
+    vqgan: Path | None = None,
+    **sampling: float | None,
 ) -> ChameleonWorldModelPipeline:
     """The checkpoint with trained parts in place of its own; `sampling` holds its defaults, such as `temperature`.
 
-    `vqgan` may only differ from the checkpoint's in its decoder: the models know its codes.
+    World model and dynamics model are those of one training each, or means of several; see `mean_of`. `vqgan` may only
+    differ from the checkpoint's in its decoder: the models know its codes.
     """
     other = {} if vqgan is None else {"vqgan": VQModel.from_pretrained(vqgan)}
     pipe = ChameleonWorldModelPipeline.from_pretrained(
         checkpoint,
         **other,
-        world_model=ChameleonForConditionalGeneration.from_pretrained(world),
-        dynamics_model=ChameleonForConditionalGeneration.from_pretrained(dynamics),
+        world_model=mean_of(world),
+        dynamics_model=mean_of(dynamics),
     )
     pipe.register_to_config(**sampling)
     return pipe
@@ -53,8 +67,9 @@ def photograph_sample_scene(index: int, size: int) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="pipeline folder that the training started from")
-    parser.add_argument("--world", type=Path, required=True, help="folder of the trained world model")
-    parser.add_argument("--dynamics", type=Path, required=True, help="folder of the trained dynamics model")
+    trained = {"type": Path, "nargs": "+", "required": True}
+    parser.add_argument("--world", **trained, help="folder of the trained world model; of several, their mean")
+    parser.add_argument("--dynamics", **trained, help="folder of the trained dynamics model; likewise")
     parser.add_argument("--vqgan", type=Path, help="image tokenizer whose decoder was trained on (--decoder-only)")
     parser.add_argument("--temperature", type=float, default=1.0, help="the checkpoint's default for sampling")
     parser.add_argument("--top-p", type=float, help="likewise; not given: no limit")

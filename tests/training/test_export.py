@@ -32,7 +32,15 @@ def test_an_image_tokenizer_can_be_exchanged(checkpoint_folder, tmp_path):
     with torch.no_grad():
         vqgan.decoder.conv_out.bias += 1
     vqgan.save_pretrained(tmp_path / "vqgan")
-    parts = (checkpoint_folder / "world_model", checkpoint_folder / "dynamics_model")
+    parts = [checkpoint_folder / "world_model"], [checkpoint_folder / "dynamics_model"]
     old, new = (export.assemble(checkpoint_folder, *parts, folder) for folder in (None, tmp_path / "vqgan"))
     codes = torch.zeros(1, old.family.num_image_tokens, dtype=torch.int64)
     assert (new.family.decode_image(codes) > old.family.decode_image(codes)).any()
+
+
+def test_trainings_are_averaged(checkpoint_folder, tmp_path):
+    first = export.mean_of([checkpoint_folder / "world_model"])
+    other = {name: weight + 1 for name, weight in first.state_dict().items()}
+    first.save_pretrained(tmp_path, state_dict=other)
+    mean = export.mean_of([checkpoint_folder / "world_model", tmp_path]).state_dict()
+    assert all(torch.allclose(mean[name], weight + 0.5) for name, weight in first.state_dict().items())

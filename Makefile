@@ -5,7 +5,7 @@ PIP_INSTALL = .venv/bin/python -m pip install --quiet --constraint constraints.t
 .PHONY: demo test lint
 
 demo: .venv/demo.stamp
-	.venv/bin/bwm edit "push the red cube left" --num-candidates 8 --seed 0 --output out/demo
+	.venv/bin/bwm edit "push the red cube right" --num-candidates 8 --seed 0 --output out/demo
 
 test: .venv/dev.stamp
 	.venv/bin/python -m pytest

@@ -29,6 +29,7 @@ def deepen(model: ChameleonForConditionalGeneration, layers: int) -> ChameleonFo
     config = deepcopy(model.config)
     config.num_hidden_layers = layers
     deeper = ChameleonForConditionalGeneration(config)
+    deeper.generation_config = deepcopy(model.generation_config)
     sources = [layer * depth // layers for layer in range(layers)]
     weights = model.state_dict()
     deeper.load_state_dict({name: weights[_name_in_source(name, sources)] for name in deeper.state_dict()})

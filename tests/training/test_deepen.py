@@ -12,7 +12,9 @@ def shallow_folder(checkpoint_folder, tmp_path_factory):
     torch.manual_seed(0)
     config = ChameleonConfig.from_pretrained(checkpoint_folder / "world_model", num_hidden_layers=3)
     folder = tmp_path_factory.mktemp("shallow")
-    ChameleonForConditionalGeneration(config).save_pretrained(folder)
+    model = ChameleonForConditionalGeneration(config)
+    model.generation_config.use_cache = not config.use_cache
+    model.save_pretrained(folder)
     return folder
 
 
@@ -23,6 +25,7 @@ def test_a_deeper_model_computes_the_same_and_can_learn_to_differ(shallow_folder
     deepen.main()
     shallow, deeper = (ChameleonForConditionalGeneration.from_pretrained(path) for path in (shallow_folder, tmp_path))
     assert len(deeper.model.layers) == deeper.config.num_hidden_layers == layers
+    assert deeper.generation_config.to_dict() == shallow.generation_config.to_dict()
     with torch.no_grad():
         torch.testing.assert_close(deeper(IDS).logits, shallow(IDS).logits)
 

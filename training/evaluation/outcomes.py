@@ -198,7 +198,7 @@ def plot_per_verb(summary: dict, path: Path) -> None:
     )
     axes.set_ylabel("outcome accuracy, %")
     axes.set_ylim(0, 105)
-    axes.legend(frameon=False, ncols=3, loc="upper right")
+    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

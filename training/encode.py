@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from bwm_pipelines.new_files import new_files
 from training.triplets import load_triplets, shards_of, to_pixels
+from training.workers import end_with_parent
 
 
 @torch.inference_mode()
@@ -79,7 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     shards = shards_of(args.triplets)
-    with ProcessPoolExecutor(args.workers) as pool:
+    with ProcessPoolExecutor(args.workers, initializer=end_with_parent) as pool:
         done = pool.map(partial(encode_shard, vqgan=args.vqgan, out=args.out), shards)
         list(tqdm(done, total=len(shards), unit="shard"))
 

@@ -31,6 +31,7 @@ from training.evaluation.rows import claim, describe_run, fingerprint, resume_ro
 from training.playroom.actions import PARAPHRASES, fold
 from training.playroom.episodes import Episode, Outcome, choose_balanced, commands_held_out, play_episode
 from training.playroom.room import Room
+from training.workers import end_with_parent
 
 CANDIDATE_COUNTS = (1, 2, 4, 8)
 
@@ -246,6 +247,7 @@ class Worker:
 
     @classmethod
     def start(cls, checkpoint: str) -> None:
+        end_with_parent()
         torch.set_num_threads(1)
         cls.world = ChameleonWorldModelPipeline.from_pretrained(checkpoint)
         cls.verifier = DynamicsVerifierPipeline.from_pipe(cls.world)

@@ -29,6 +29,7 @@ from training.evaluation.over_editing import changed_elsewhere, is_clean
 from training.playroom.episodes import Episode, choose_balanced, play_episode
 from training.playroom.room import Room
 from training.sequences import NOTHING
+from training.workers import end_with_parent
 
 SCENES_PER_SHARD = 50
 SOMETHING_ELSE = "something else changed"
@@ -131,7 +132,8 @@ def main() -> None:
         name: getattr(args, name) for name in ("checkpoint", "first", "scenes", "commands", "candidates", "out")
     }
     shards = range(-(-args.scenes // SCENES_PER_SHARD))
-    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, spawn, initializer=end_with_parent) as pool:
         list(tqdm(pool.map(partial(imagine_shard, **options), shards), total=len(shards), unit="shard"))
 
 

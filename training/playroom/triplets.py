@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from training.playroom.episodes import Episode, commands_held_out, play_episode
 from training.playroom.room import Room
+from training.workers import end_with_parent
 
 SCENES_PER_SHARD = 100
 
@@ -105,7 +106,7 @@ def main() -> None:
     )
     start, pairs = time.perf_counter(), 0
     shards = range(-(-args.scenes // SCENES_PER_SHARD))
-    with ProcessPoolExecutor(args.workers) as pool:
+    with ProcessPoolExecutor(args.workers, initializer=end_with_parent) as pool:
         for count in tqdm(pool.map(work, shards), total=len(shards), unit="shard"):
             pairs += count
     seconds = time.perf_counter() - start

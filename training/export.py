@@ -25,9 +25,17 @@ CARD = "README.md"
 
 
 def mean_of(folders: Sequence[Path]) -> ChameleonForConditionalGeneration:
-    """The trained model, or the mean of the weights of several ("model soup", Wortsman et al. 2022)."""
+    """The trained model, or the mean of the weights of several ("model soup", Wortsman et al. 2022).
+
+    Raises:
+        ValueError: they are not of one size.
+    """
     models = [ChameleonForConditionalGeneration.from_pretrained(folder) for folder in folders]
     weights = [model.state_dict() for model in models]
+    shapes = [{name: weight.shape for name, weight in each.items()} for each in weights]
+    for folder, others in zip(folders, shapes, strict=True):
+        if others != shapes[0]:
+            raise ValueError(f"{folder} is not of the size of {folders[0]}; only models of one size have a mean.")
     models[0].load_state_dict({name: sum(each[name] for each in weights) / len(weights) for name in weights[0]})
     return models[0]
 

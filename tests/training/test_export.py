@@ -1,6 +1,8 @@
+import pytest
 import torch
 from diffusers import VQModel
 from PIL import Image
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline
 from training import export
@@ -44,3 +46,13 @@ def test_trainings_are_averaged(checkpoint_folder, tmp_path):
     first.save_pretrained(tmp_path, state_dict=other)
     mean = export.mean_of([checkpoint_folder / "world_model", tmp_path]).state_dict()
     assert all(torch.allclose(mean[name], weight + 0.5) for name, weight in first.state_dict().items())
+
+
+def test_models_of_different_depth_have_no_mean(checkpoint_folder, tmp_path):
+    shallow = checkpoint_folder / "world_model"
+    config = ChameleonConfig.from_pretrained(shallow)
+    config.num_hidden_layers += 1
+    ChameleonForConditionalGeneration(config).save_pretrained(tmp_path)
+    for folders in ([shallow, tmp_path], [tmp_path, shallow]):
+        with pytest.raises(ValueError, match="only models of one size have a mean"):
+            export.mean_of(folders)

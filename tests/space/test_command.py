@@ -34,9 +34,8 @@ def free_port() -> int:
 def process(*words: str, folder: Path, log: Path, **environment: str) -> Iterator[subprocess.Popen]:
     """A running Python program, killed at the end; its stderr goes to `log`."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored, and inherited so, where a shell runs this behind
+    # Where a shell runs this in the background SIGINT is ignored, and a program inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with (
         log.open("w") as stderr,
         subprocess.Popen(

@@ -28,12 +28,17 @@ from training.triplets import load_triplets, shards_of, to_pixels
 from training.workers import end_with_parent
 
 
-@torch.inference_mode()
-def encode_pictures(vqgan: VQModel, pictures: list) -> tuple[Tensor, Tensor]:
-    """B RGB pictures -> codes, int64 [B, N], and the features before quantisation, float32 [B, N, D]."""
-    latents = vqgan.encode(to_pixels(pictures)).latents
+@torch.no_grad()
+def encode_pixels(vqgan: VQModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels [B, 3, H, W] in [-1, 1] -> codes, int64 [B, N], and the features before quantisation, float32 [B, N, D]."""
+    latents = vqgan.encode(pixels).latents.float()
     codes = vqgan.quantize(latents)[2][2]
-    return codes.view(len(pictures), -1), latents.flatten(2).mT
+    return codes.view(len(pixels), -1), latents.flatten(2).mT
+
+
+def encode_pictures(vqgan: VQModel, pictures: list) -> tuple[Tensor, Tensor]:
+    """`encode_pixels` of B RGB pictures."""
+    return encode_pixels(vqgan, to_pixels(pictures))
 
 
 def encode_scenes(rows: Dataset, vqgan: VQModel) -> Iterator[dict]:

@@ -78,7 +78,7 @@ def main() -> None:
     trained = {"type": Path, "nargs": "+", "required": True}
     parser.add_argument("--world", **trained, help="folder of the trained world model; of several, their mean")
     parser.add_argument("--dynamics", **trained, help="folder of the trained dynamics model; likewise")
-    parser.add_argument("--vqgan", type=Path, help="image tokenizer whose decoder was trained on (--decoder-only)")
+    parser.add_argument("--vqgan", type=Path, help="image tokenizer whose decoder was trained on (training.decoder)")
     parser.add_argument("--temperature", type=float, default=1.0, help="the checkpoint's default for sampling")
     parser.add_argument("--top-p", type=float, help="likewise; not given: no limit")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="likewise; 1: no guidance")

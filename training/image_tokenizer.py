@@ -9,15 +9,12 @@ state; a run that was killed goes on from the newest complete one. `log.jsonl` h
 
 import argparse
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset, concatenate_datasets
 from diffusers import VQModel
 from torch import Tensor, nn
@@ -25,6 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from training.steps import new_accelerator, remaining_batches, resume, save
 from training.triplets import load_triplets, shards_of, to_pixels
 
 WARM_UP_STEPS = 200  # as a plain autoencoder, before the codebook is placed among its features
@@ -166,12 +164,7 @@ def load_pairs(folder: Path) -> Dataset:
 
 
 def train(args: argparse.Namespace) -> None:
-    # Order of data and crops depend on seed, epoch and step alone, so that a killed run ends as an undisturbed one.
-    accelerator = Accelerator(
-        cpu=args.cpu,
-        mixed_precision="bf16" if args.bf16 else "no",
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
-    )
+    accelerator = new_accelerator(cpu=args.cpu, bf16=args.bf16, seed=args.seed)
     set_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     dataset = concatenate_datasets([load_pairs(folder) for folder in args.triplets])
@@ -187,42 +180,31 @@ def train(args: argparse.Namespace) -> None:
     vqgan = VQModel.from_pretrained(args.init) if args.init else build_vqgan(size=dataset[0]["before"].width)
     codebook = Codebook(vqgan.quantize.embedding.weight.data)
     vqgan.quantize.requires_grad_(False)
-    if args.decoder_only:
-        vqgan.encoder.requires_grad_(False)
-        vqgan.quant_conv.requires_grad_(False)
     model = TokenizerLoss(vqgan, mean)
     optimizer = torch.optim.AdamW(vqgan.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     schedule = get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     accelerator.register_for_checkpointing(codebook, schedule)
-    step = resume(accelerator, args.out)
-    bar = tqdm(total=args.steps, initial=step, unit="step", mininterval=10, disable=not accelerator.is_main_process)
-    while step < args.steps:
-        epoch, done = divmod(step, len(loader))
-        loader.set_epoch(epoch)
-        for before, after in accelerator.skip_first_batches(loader, done) if done else loader:
-            torch.manual_seed(args.seed + step)
-            if step < CROP_SHARE * args.steps and not args.decoder_only:
-                before, after = random_crop(before, after, before.shape[-1] // 2, copies=4)
-            terms = model(before, after, codebook.embedding, quantised=args.decoder_only or step >= WARM_UP_STEPS)
-            loss = terms["reconstruction"] + COMMITMENT * terms["commitment"] + CONSISTENCY * terms["consistency"]
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if not args.decoder_only:
-                update_codebook(
-                    codebook, accelerator.gather(terms["features"]), accelerator.gather(terms["codes"]), step
-                )
-            step += 1
-            bar.update()
-            if step % args.log_every == 0 and accelerator.is_main_process:
-                log(args.out, step, terms, bar)
-            if step % args.save_every == 0 or step == args.steps:
-                save(accelerator, args.out, step)
-            if step == args.steps:
-                break
+    first = resume(accelerator, args.out)
+    bar = tqdm(total=args.steps, initial=first, unit="step", mininterval=10, disable=not accelerator.is_main_process)
+    for step, (before, after) in remaining_batches(accelerator, loader, first, args.steps):
+        torch.manual_seed(args.seed + step)
+        if step < CROP_SHARE * args.steps:
+            before, after = random_crop(before, after, before.shape[-1] // 2, copies=4)
+        terms = model(before, after, codebook.embedding, quantised=step >= WARM_UP_STEPS)
+        loss = terms["reconstruction"] + COMMITMENT * terms["commitment"] + CONSISTENCY * terms["consistency"]
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        update_codebook(codebook, accelerator.gather(terms["features"]), accelerator.gather(terms["codes"]), step)
+        done = step + 1
+        bar.update()
+        if done % args.log_every == 0 and accelerator.is_main_process:
+            log(args.out, done, terms, bar)
+        if done % args.save_every == 0 or done == args.steps:
+            save(accelerator, args.out, done)
     if accelerator.is_main_process:
         vqgan.save_pretrained(args.out / "vqgan")
 
@@ -248,37 +230,11 @@ def log(out: Path, step: int, terms: dict[str, Tensor], bar: tqdm) -> None:
     bar.set_postfix(psnr=f"{row['psnr']:.1f}", flips=f"{row['flip_rate']:.3f}", codes=row["codes_in_batch"])
 
 
-def save(accelerator: Accelerator, out: Path, step: int) -> None:
-    """Writes the whole training state under a temporary name, renames it, then drops older ones."""
-    temporary, final = out / "checkpoint.tmp", out / f"checkpoint-{step}"
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        return
-    os.replace(temporary, final)
-    for old in out.glob("checkpoint-*"):
-        if old != final:
-            shutil.rmtree(old)
-
-
-def resume(accelerator: Accelerator, out: Path) -> int:
-    """Loads the newest complete training state; returns its step, 0 if there is none."""
-    steps = sorted(int(path.name.split("-")[1]) for path in out.glob("checkpoint-*"))
-    shutil.rmtree(out / "checkpoint.tmp", ignore_errors=True)
-    if not steps:
-        return 0
-    accelerator.load_state(str(out / f"checkpoint-{steps[-1]}"))
-    return steps[-1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triplets", type=Path, nargs="+", required=True, help="folders of Parquet shards")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and the finished vqgan/")
     parser.add_argument("--init", type=Path, help="VQModel to start from; default: random weights")
-    parser.add_argument(
-        "--decoder-only", action="store_true", help="with --init: keep encoder and codes, sharpen pictures"
-    )
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=8, help="pictures a step and process, half before and half after")
     parser.add_argument("--lr", type=float, default=1.5e-3)

@@ -5,7 +5,8 @@
 In each test scene one action is commanded. Every possible action is played from that state by the simulator, so success
 needs no judge: a generated picture counts as a success if, among the true outcomes of all actions and "nothing changed",
 it is nearest (mean squared error over pixels) to the outcome of the commanded one. Chance is 1 / number of outcomes. That is
-kinder than the eye, so a clean success is one in which, besides, nothing visible changed elsewhere (`over_editing`).
+kinder than the eye, so a clean success is one in which, besides, nothing visible changed elsewhere, and an exact one is a
+clean one whose things have shape, place and colour of the true outcome (`over_editing`).
 
 `rows.jsonl` takes one line an episode and an interrupted run goes on after the last; `summary.json` holds the figures with
 95 % Wilson intervals; `per_verb.png` plots them.
@@ -26,7 +27,7 @@ from PIL import Image
 
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline, WorldModelOutput, default_checkpoint
 from training.evaluation.intervals import mean, proportion
-from training.evaluation.over_editing import changed_elsewhere, is_clean
+from training.evaluation.over_editing import MISDRAWN, changed_elsewhere, is_clean, misdrawn
 from training.evaluation.rows import claim, describe_run, fingerprint, resume_rows, write_json
 from training.playroom.actions import PARAPHRASES, fold
 from training.playroom.episodes import Episode, Outcome, choose_balanced, commands_held_out, play_episode
@@ -46,7 +47,9 @@ def evaluate_episode(
     nearest = [nearest_rival(rivals, image) for image in output.images]
     by_sampling_order = sorted(range(len(nearest)), key=lambda rank: output.order[rank])
     reconstruction = _round_trip(world, np.stack([episode.before, truth]))
-    elsewhere = [changed_elsewhere(image, reconstruction["after"], episode.before, truth) for image in output.images]
+    truths = reconstruction["after"], episode.before, truth
+    elsewhere = [changed_elsewhere(image, *truths) for image in output.images]
+    errors = [misdrawn(image, *truths) for image in output.images]
     return {
         "scene": episode.seed,
         "verb": command.verb,
@@ -56,6 +59,7 @@ def evaluate_episode(
         "success": [nearest[i] == commanded for i in by_sampling_order],
         "copy": [nearest[i] == len(rivals) - 1 for i in by_sampling_order],
         "elsewhere": [round(elsewhere[i], 5) for i in by_sampling_order],
+        "misdrawn": [round(errors[i], 4) for i in by_sampling_order],
         "scores": [output.scores[i] for i in by_sampling_order],
         "margins": [output.margins[i] for i in by_sampling_order],
         "named": verifier.name_action(Image.fromarray(episode.before), Image.fromarray(truth)).action,
@@ -118,8 +122,12 @@ def clean_success(row: dict, candidate: int) -> bool:
     return row["success"][candidate] and is_clean(row["elsewhere"][candidate])
 
 
+def exact_success(row: dict, candidate: int) -> bool:
+    return clean_success(row, candidate) and row["misdrawn"][candidate] <= MISDRAWN
+
+
 def figures(rows: list[dict]) -> dict:
-    """Outcome accuracy at each K, verified and by an oracle; clean successes; what changed elsewhere, in percent of the
+    """Outcome accuracy at each K, verified and by an oracle; clean and exact successes; what changed elsewhere, in percent of the
     picture; copies; naming accuracy.
     """
     return {
@@ -127,6 +135,9 @@ def figures(rows: list[dict]) -> dict:
         "oracle_k8": proportion(any(row["success"]) for row in rows),
         "clean_k1": proportion(clean_success(row, 0) for row in rows),
         "clean_k8_verified": proportion(clean_success(row, picked(row, 8)) for row in rows),
+        "exact_k1": proportion(exact_success(row, 0) for row in rows),
+        "exact_k8_verified": proportion(exact_success(row, picked(row, 8)) for row in rows),
+        "exact_oracle_k8": proportion(any(exact_success(row, i) for i in range(8)) for row in rows),
         "changed_elsewhere_k1": mean(100 * row["elsewhere"][0] for row in rows),
         "changed_elsewhere_k8_verified": mean(100 * row["elsewhere"][picked(row, 8)] for row in rows),
         "copies_k1": proportion(row["copy"][0] for row in rows),

@@ -1,11 +1,12 @@
-"""Over-editing: what a picture changes beyond what the action changes."""
+"""How a picture departs from the true outcome: away from what the action changes, and there."""
 
 import numpy as np
 from scipy.ndimage import binary_dilation
 
 from training.playroom.episodes import VISIBLE_SHARE, VISIBLE_STEP
 
-MARGIN = 8  # pixels around the true change that are not judged: an edge may land beside its place
+MARGIN = 8  # pixels around the true change that belong to it: an edge may land beside its place
+MISDRAWN = 0.2  # `misdrawn` above which, by eye, things have lost their shape, place or colour
 
 
 def changed_elsewhere(image: np.ndarray, shown: np.ndarray, before: np.ndarray, truth: np.ndarray) -> float:
@@ -16,11 +17,25 @@ def changed_elsewhere(image: np.ndarray, shown: np.ndarray, before: np.ndarray, 
         shown: the true outcome as the image tokenizer shows it, float [H, W, 3] in [0, 1].
         before, truth: the true pictures before and after the action, uint8 [H, W, 3].
     """
-    change = np.abs(truth.astype(np.int16) - before).max(-1) > VISIBLE_STEP
-    elsewhere = ~binary_dilation(change, np.ones((2 * MARGIN + 1, 2 * MARGIN + 1)))
+    elsewhere = ~_around_the_change(before, truth)
     return float((elsewhere & (np.abs(image - shown).max(-1) > VISIBLE_STEP / 255)).mean())
+
+
+def misdrawn(image: np.ndarray, shown: np.ndarray, before: np.ndarray, truth: np.ndarray) -> float:
+    """Error around the true change, relative to the change itself: 0 is the true outcome, 1 about as far as no change.
+
+    The arguments are those of `changed_elsewhere`; 0 if the action changes nothing.
+    """
+    there = _around_the_change(before, truth)
+    change = np.abs(truth.astype(np.float32) - before)[there].sum() / 255
+    return float(np.abs(image - shown)[there].sum() / change) if there.any() else 0.0
 
 
 def is_clean(share: float) -> bool:
     """True if a person would not see that anything else changed; see `training.playroom.episodes.visibly_different`."""
     return share <= VISIBLE_SHARE
+
+
+def _around_the_change(before: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    change = np.abs(truth.astype(np.int16) - before).max(-1) > VISIBLE_STEP
+    return binary_dilation(change, np.ones((2 * MARGIN + 1, 2 * MARGIN + 1)))

@@ -3,12 +3,13 @@ import json
 import pytest
 
 from training.evaluation import outcomes
-from training.evaluation.outcomes import clean_success, figures, moves_a_thing, paired, picked
+from training.evaluation.outcomes import clean_success, exact_success, figures, moves_a_thing, paired, picked
 
 ROW = {
     "scores": [-2.0, -1.0, -3.0, -0.5, -9, -9, -9, -9],
     "success": [False, True, False, False, False, False, False, True],
     "elsewhere": [0.0, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+    "misdrawn": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.3],
     "copy": [True] + [False] * 7,
     "named": "Shut the door.",
     "truth": "close the door",
@@ -32,6 +33,9 @@ def test_figures_count_what_was_picked():
         "oracle_k8": 100.0,
         "clean_k1": 0.0,
         "clean_k8_verified": 0.0,
+        "exact_k1": 0.0,
+        "exact_k8_verified": 0.0,
+        "exact_oracle_k8": 0.0,
         "copies_k1": 100.0,
         "copies_k8_verified": 0.0,
         "named_exactly": 100.0,
@@ -41,6 +45,11 @@ def test_figures_count_what_was_picked():
 
 def test_a_success_is_clean_if_nothing_else_changed():
     assert [clean_success(ROW, i) for i in (0, 1, 7)] == [False, False, True]
+
+
+def test_a_clean_success_is_exact_if_it_is_drawn_right():
+    row = ROW | {"misdrawn": [0.1] * 8}
+    assert [exact_success(ROW, 7), exact_success(row, 7), exact_success(row, 1)] == [False, True, False]
 
 
 def test_picks_are_compared_with_the_first_candidate():

@@ -1,6 +1,6 @@
 import numpy as np
 
-from training.evaluation.over_editing import changed_elsewhere, is_clean
+from training.evaluation.over_editing import MISDRAWN, changed_elsewhere, is_clean, misdrawn
 
 BEFORE = np.zeros((64, 64, 3), np.uint8)
 TRUTH = BEFORE.copy()
@@ -29,3 +29,15 @@ def test_a_change_that_is_left_out_is_no_over_editing():
 def test_what_the_tokenizer_does_to_the_picture_does_not_count():
     blurred = TRUTH / 255 + 0.5
     assert changed_elsewhere(blurred, blurred, BEFORE, TRUTH) == 0
+
+
+def test_misdrawn_counts_from_the_true_outcome_to_no_change():
+    shifted = np.roll(TRUTH, 1, axis=1)
+    errors = [misdrawn(image / 255, TRUTH / 255, BEFORE, TRUTH) for image in [TRUTH, shifted, BEFORE]]
+    assert errors == [0, 16 / 64, 1]
+    assert misdrawn(picture((24, 24)), TRUTH / 255, BEFORE, TRUTH) == 48 / 64 > MISDRAWN
+    assert misdrawn(picture((0, 0)), TRUTH / 255, BEFORE, TRUTH) == 0  # is changed elsewhere
+
+
+def test_an_action_that_changes_nothing_is_not_misdrawn():
+    assert misdrawn(TRUTH / 255, BEFORE / 255, BEFORE, BEFORE) == 0

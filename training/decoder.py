@@ -1,0 +1,191 @@
+"""Trains the decoder of an image tokenizer on codes as the world model draws them.
+
+    python -m training.decoder --checkpoint CHECKPOINT --triplets runs/playroom/triplets/train --out runs/playroom/decoder
+
+What a world model draws is a little off from one code to the next, so a decoder that has only seen the encoder's codes
+shows bent edges. Here each code of the after image is drawn by the world model, given the true ones before it, and the
+decoder learns to show the true picture. Encoder and codes stay as they are: both models of the checkpoint go on working.
+Checkpoints hold the whole training state; a run that was killed goes on from the newest complete one.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+
+from bwm_pipelines import ChameleonWorldModelPipeline
+from bwm_pipelines.families import ChameleonFamily
+from training.encode import encode_pixels
+from training.steps import new_accelerator, remaining_batches, resume, save
+from training.triplets import load_triplets, shards_of, to_pixels
+
+TRUE_SHARE = 0.25  # of the pictures keep the encoder's codes: the decoder also shows what was only encoded
+TEMPERATURES = 0.5, 1.3  # of the draws, uniform in between: what free sampling at 0.5 gets wrong lies at about 1
+FOREGROUND_WEIGHT, CHANGE_WEIGHT = 2.0, 4.0  # added to the 1 of every pixel: things, and what the action changes
+
+
+class Decoder(nn.Module):
+    """The part of a VQModel that is trained, as one module so that data-parallel wrappers see the forward pass."""
+
+    def __init__(self, family: ChameleonFamily) -> None:
+        super().__init__()
+        self.post_quant_conv, self.decoder = family.vqgan.post_quant_conv, family.vqgan.decoder
+        self.grid_size = family.grid_size
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        """Entries of the codebook, float [B, N, D] -> pixels, about [-1, 1], float [B, 3, H, W]."""
+        grid = embedded.mT.unflatten(-1, (self.grid_size, self.grid_size))
+        return self.decoder(self.post_quant_conv(grid))
+
+
+@torch.no_grad()
+def draw_codes(
+    family: ChameleonFamily,
+    world_model: PreTrainedModel,
+    before: Tensor,
+    after: Tensor,
+    actions: list[str],
+    temperatures: Tensor,
+) -> Tensor:
+    """Draws each code of the after images from the world model's distribution, given the true codes before it.
+
+    Args:
+        family: the token layout of `world_model`.
+        world_model: the forward dynamics model.
+        before, after: VQ codes, int64 [B, N].
+        actions: B actions in words.
+        temperatures: above 0, float [B].
+
+    Returns:
+        int64 [B, N].
+    """
+    prompts = [family.forward_prompt_ids(codes, action) for codes, action in zip(before, actions, strict=True)]
+    answers = family.image_token_ids.to(after.device)[after]
+    sequences = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
+    ids = pad_sequence(sequences, batch_first=True, padding_value=family.tokenizer.pad_token_id)
+    with family.image_logits(world_model):
+        logits = world_model(input_ids=ids, use_cache=False).logits[..., family.image_token_ids.to(ids.device)]
+    first = torch.tensor([len(prompt) - 1 for prompt in prompts], device=ids.device)
+    places = first[:, None] + torch.arange(after.shape[1], device=ids.device)
+    logits = logits[torch.arange(len(ids), device=ids.device)[:, None], places].float()
+    return Categorical(logits=logits / temperatures[:, None, None]).sample()
+
+
+def drawn_pictures(
+    pipe: ChameleonWorldModelPipeline, before: Tensor, after: Tensor, actions: list[str], still: float
+) -> Tensor:
+    """Codes, int64 [B, N], of after images, pixels float [B, 3, H, W] in [-1, 1]: drawn, but for `TRUE_SHARE` of them.
+
+    A patch whose features moved less than `still` has the code it had before, as in `training.recipe`.
+    """
+    (before_codes, before_features), (codes, features) = (encode_pixels(pipe.vqgan, x) for x in (before, after))
+    moved = (features - before_features).square().sum(-1)
+    drawn = len(after) - round(TRUE_SHARE * len(after))
+    targets = torch.where(moved < still, before_codes, codes)[:drawn]
+    low, high = TEMPERATURES
+    temperatures = torch.empty(drawn, device=after.device).uniform_(low, high)
+    draws = draw_codes(pipe.family, pipe.world_model, before_codes[:drawn], targets, actions[:drawn], temperatures)
+    return torch.cat([draws, codes[drawn:]])
+
+
+def pixel_weights(before: Tensor, after: Tensor) -> Tensor:
+    """How much each pixel of the after image counts, float [B, 1, H, W]: more on things and around what changed."""
+    foreground = (after - after.mean((2, 3), keepdim=True)).abs().amax(1, keepdim=True) > 0.45
+    changed = F.max_pool2d(((before - after).abs().amax(1, keepdim=True) > 0.2).float(), 9, stride=1, padding=4)
+    return 1 + FOREGROUND_WEIGHT * foreground + CHANGE_WEIGHT * changed
+
+
+def load_labelled(folder: Path) -> Dataset:
+    """`before`, `after` and `action` of the triplets in a folder that have words and could be read."""
+    rows = load_triplets(shards_of(folder))
+    errors = rows["error"][:] if "error" in rows.column_names else [None] * len(rows)
+    words = rows["action"][:]
+    rows = rows.select([i for i in range(len(rows)) if errors[i] is None and words[i] is not None])
+    return rows.select_columns(["before", "after", "action"])
+
+
+def collate(rows: list[dict]) -> tuple[Tensor, Tensor, list[str]]:
+    before, after = (to_pixels([row[name] for row in rows]) for name in ("before", "after"))
+    return before, after, [row["action"] for row in rows]
+
+
+def train(args: argparse.Namespace) -> None:
+    accelerator = new_accelerator(cpu=args.cpu, bf16=args.bf16, seed=args.seed)
+    set_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    pipe = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint, dynamics_model=None).to(accelerator.device)
+    pipe.world_model.eval()
+    decoder = Decoder(pipe.family)
+    codebook = pipe.vqgan.quantize.embedding.weight.detach()
+    rows = concatenate_datasets([load_labelled(folder) for folder in args.triplets])
+    loader = DataLoader(rows, batch_size=args.batch, shuffle=True, drop_last=True, collate_fn=collate)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    schedule = get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
+    decoder, optimizer, loader = accelerator.prepare(decoder, optimizer, loader)
+    accelerator.register_for_checkpointing(schedule)
+    first = resume(accelerator, args.out)
+    bar = tqdm(total=args.steps, initial=first, unit="step", mininterval=10, disable=not accelerator.is_main_process)
+    for step, (before, after, actions) in remaining_batches(accelerator, loader, first, args.steps):
+        torch.manual_seed(args.seed + step)
+        with accelerator.autocast():
+            codes = drawn_pictures(pipe, before, after, actions, args.still)
+        error = (decoder(codebook[codes]).float() - after).abs()
+        weights = pixel_weights(before, after)
+        loss = (weights * error).mean() / weights.mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        done = step + 1
+        bar.update()
+        if done % args.log_every == 0 and accelerator.is_main_process:
+            log(args.out, done, loss, bar)
+        if done % args.save_every == 0 or done == args.steps:
+            save(accelerator, args.out, done)
+    if accelerator.is_main_process:
+        pipe.vqgan.save_pretrained(args.out / "vqgan")
+
+
+def log(out: Path, step: int, loss: Tensor, bar: tqdm) -> None:
+    row = {"step": step, "loss": float(loss.detach())}
+    with (out / "log.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    bar.set_postfix(loss=f"{row['loss']:.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", required=True, help="pipeline folder or Hub id: world model and image tokenizer"
+    )
+    parser.add_argument(
+        "--triplets", type=Path, nargs="+", required=True, help="folders of Parquet shards, with words"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and the finished vqgan/")
+    parser.add_argument("--still", type=float, default=2.0, help="as in the world model's recipe")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=8, help="after images a step and process")
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument(
+        "--bf16", action="store_true", help="mixed precision; slower on a CPU without bf16 instructions"
+    )
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU even if there is a GPU")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -36,6 +36,12 @@ def is_clean(share: float) -> bool:
     return share <= VISIBLE_SHARE
 
 
+def is_exact(image: np.ndarray, shown: np.ndarray, before: np.ndarray, truth: np.ndarray) -> bool:
+    """True if a picture is clean and not `MISDRAWN`; the arguments are those of `changed_elsewhere`."""
+    pictures = image, shown, before, truth
+    return is_clean(changed_elsewhere(*pictures)) and misdrawn(*pictures) <= MISDRAWN
+
+
 def _around_the_change(before: np.ndarray, truth: np.ndarray) -> np.ndarray:
     change = np.abs(truth.astype(np.int16) - before).max(-1) > VISIBLE_STEP
     return binary_dilation(change, np.ones((2 * MARGIN + 1, 2 * MARGIN + 1)))

@@ -3,7 +3,7 @@
     python -m training.evaluation.page --episodes 50 --out page.png
 
 Scenes, commands and candidates are those of `training.evaluation.outcomes` with the same seed. Words are orange where another
-outcome is nearer, and green where it is the right one and besides nothing else visibly changed.
+outcome is nearer, and green where it is the right one, drawn right, and nothing else visibly changed: an exact success.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from tqdm import trange
 
 from bwm_pipelines import ChameleonWorldModelPipeline, default_checkpoint
 from training.evaluation.outcomes import imagine_episode, nearest_rival, pictures_of, rival_pictures
-from training.evaluation.over_editing import changed_elsewhere, is_clean
+from training.evaluation.over_editing import is_exact
 from training.picture_grid import BAD, GOOD, NEUTRAL, Group, draw_groups, save
 from training.playroom.episodes import Episode, play_episode
 from training.playroom.room import Room
@@ -29,8 +29,8 @@ def edit_group(world: ChameleonWorldModelPipeline, episode: Episode, seed: int) 
     truth, pick = episode.outcomes[commanded].after, output.images[0]
     right = nearest_rival(rival_pictures(episode.before, episode.outcomes), pick) == commanded
     (shown,) = pictures_of(world, world.encode_images([Image.fromarray(truth)]))
-    clean = is_clean(changed_elsewhere(pick, shown, episode.before, truth))
-    colour = (GOOD if clean else NEUTRAL) if right else BAD
+    exact = is_exact(pick, shown, episode.before, truth)
+    colour = (GOOD if exact else NEUTRAL) if right else BAD
     pictures = (episode.before, truth, (255 * pick).round().astype(np.uint8))
     return Group(action, [Image.fromarray(picture) for picture in pictures], colour)
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
 from training.evaluation.outcomes import nearest_rival, pictures_of, rival_pictures
-from training.evaluation.over_editing import MISDRAWN, changed_elsewhere, is_clean, misdrawn
+from training.evaluation.over_editing import is_exact
 from training.playroom.episodes import Episode, choose_balanced, play_episode
 from training.playroom.room import Room
 from training.sequences import NOTHING
@@ -95,9 +95,7 @@ def name_pictures(
     names = []
     for image in pictures_of(world, codes):
         nearest = nearest_rival(rivals, image)
-        pictures = image, shown[nearest], episode.before, truths[nearest]
-        exact = is_clean(changed_elsewhere(*pictures)) and misdrawn(*pictures) <= MISDRAWN
-        names.append(describe(said[nearest], exact))
+        names.append(describe(said[nearest], is_exact(image, shown[nearest], episode.before, truths[nearest])))
     return names
 
 

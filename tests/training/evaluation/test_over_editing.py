@@ -1,6 +1,6 @@
 import numpy as np
 
-from training.evaluation.over_editing import MISDRAWN, changed_elsewhere, is_clean, misdrawn
+from training.evaluation.over_editing import changed_elsewhere, is_clean, is_exact, misdrawn
 
 BEFORE = np.zeros((64, 64, 3), np.uint8)
 TRUTH = BEFORE.copy()
@@ -35,8 +35,13 @@ def test_misdrawn_counts_from_the_true_outcome_to_no_change():
     shifted = np.roll(TRUTH, 1, axis=1)
     errors = [misdrawn(image / 255, TRUTH / 255, BEFORE, TRUTH) for image in [TRUTH, shifted, BEFORE]]
     assert errors == [0, 16 / 64, 1]
-    assert misdrawn(picture((24, 24)), TRUTH / 255, BEFORE, TRUTH) == 48 / 64 > MISDRAWN
+    assert misdrawn(picture((24, 24)), TRUTH / 255, BEFORE, TRUTH) == 48 / 64
     assert misdrawn(picture((0, 0)), TRUTH / 255, BEFORE, TRUTH) == 0  # is changed elsewhere
+
+
+def test_exact_pictures_are_clean_and_drawn_right():
+    pictures = [TRUTH / 255, picture((0, 0)), picture((24, 24)), 0.9 * TRUTH / 255]
+    assert [is_exact(image, TRUTH / 255, BEFORE, TRUTH) for image in pictures] == [True, False, False, True]
 
 
 def test_an_action_that_changes_nothing_is_not_misdrawn():

@@ -23,7 +23,7 @@ def episode():
 
 
 @pytest.mark.parametrize(
-    ("words", "exact", "expected"),
+    ("words", "clean", "expected"),
     [
         ("open the door", True, "open the door"),
         ("open the door", False, f"open the door, and {SOMETHING_ELSE}"),
@@ -31,8 +31,8 @@ def episode():
         (NOTHING, False, SOMETHING_ELSE),
     ],
 )
-def test_words_say_whether_something_else_changed(words, exact, expected):
-    assert describe(words, exact) == expected
+def test_words_say_whether_something_else_changed(words, clean, expected):
+    assert describe(words, clean) == expected
 
 
 def test_true_outcomes_are_named_by_their_actions(episode):
@@ -48,15 +48,6 @@ def test_a_stain_elsewhere_is_said(episode):
     stained = episode.outcomes[0].after.copy()
     stained[:24, :24] = stained[-24:, -24:] = (255, 0, 255)
     codes = world.encode_images([Image.fromarray(stained)])
-    (name,) = name_pictures(world, episode, codes, np.random.default_rng(0))
-    assert name.endswith(SOMETHING_ELSE)
-
-
-def test_a_thing_in_another_colour_is_said(episode):
-    world = ChameleonWorldModelPipeline.from_pretrained(default_checkpoint(), dynamics_model=None)
-    after = episode.outcomes[0].after
-    changed = (np.abs(after.astype(int) - episode.before).max(-1) > 40)[..., None]
-    codes = world.encode_images([Image.fromarray(np.where(changed, after[..., ::-1], after))])
     (name,) = name_pictures(world, episode, codes, np.random.default_rng(0))
     assert name.endswith(SOMETHING_ELSE)
 

@@ -4,7 +4,7 @@
 
 A verifier that has only seen rendered pictures finds every wrong or melted candidate new. Here some actions of each scene are
 commanded, candidates sampled, and each is named by the true outcome that it is nearest to, in words that also say whether
-something else changed: visibly away from the action, or where it acted, in shape, place or colour. The result is coded scenes like those of `training.encode`; give it to `training.fit`
+something else visibly changed. The result is coded scenes like those of `training.encode`; give it to `training.fit`
 beside them. Finished shards are kept, so an interrupted run resumes.
 """
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
 from training.evaluation.outcomes import nearest_rival, pictures_of, rival_pictures
-from training.evaluation.over_editing import is_exact
+from training.evaluation.over_editing import changed_elsewhere, is_clean
 from training.playroom.episodes import Episode, choose_balanced, play_episode
 from training.playroom.room import Room
 from training.sequences import NOTHING
@@ -47,9 +47,9 @@ SCHEMA = pa.schema(
 )
 
 
-def describe(words: str, exact: bool) -> str:
-    """What a candidate shows: the words of the outcome it is nearest to, and whether it shows that and no more."""
-    if exact:
+def describe(words: str, clean: bool) -> str:
+    """What a candidate shows: the words of the outcome it is nearest to, and whether that is all."""
+    if clean:
         return words
     return SOMETHING_ELSE if words == NOTHING else f"{words}, and {SOMETHING_ELSE}"
 
@@ -95,7 +95,8 @@ def name_pictures(
     names = []
     for image in pictures_of(world, codes):
         nearest = nearest_rival(rivals, image)
-        names.append(describe(said[nearest], is_exact(image, shown[nearest], episode.before, truths[nearest])))
+        elsewhere = changed_elsewhere(image, shown[nearest], episode.before, truths[nearest])
+        names.append(describe(said[nearest], is_clean(elsewhere)))
     return names
 
 

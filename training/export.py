@@ -37,6 +37,7 @@ def mean_of(folders: Sequence[Path]) -> ChameleonForConditionalGeneration:
         if others != shapes[0]:
             raise ValueError(f"{folder} is not of the size of {folders[0]}; only models of one size have a mean.")
     models[0].load_state_dict({name: sum(each[name] for each in weights) / len(weights) for name in weights[0]})
+    models[0].generation_config.use_cache = True  # a trainer saves it switched off
     return models[0]
 
 

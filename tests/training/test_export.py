@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import VQModel
 from PIL import Image
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, GenerationConfig
 
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline
 from training import export
@@ -56,3 +56,11 @@ def test_models_of_different_depth_have_no_mean(checkpoint_folder, tmp_path):
     for folders in ([shallow, tmp_path], [tmp_path, shallow]):
         with pytest.raises(ValueError, match="only models of one size have a mean"):
             export.mean_of(folders)
+
+
+def test_a_trained_model_generates_with_its_cache_again(checkpoint_folder, tmp_path):
+    trained = ChameleonForConditionalGeneration.from_pretrained(checkpoint_folder / "world_model")
+    trained.generation_config.use_cache = False
+    trained.save_pretrained(tmp_path)
+    export.mean_of([tmp_path]).save_pretrained(tmp_path / "exported")
+    assert GenerationConfig.from_pretrained(tmp_path / "exported").use_cache

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.families import ChameleonFamily
 from training.encode import encode_pixels
-from training.steps import new_accelerator, remaining_batches, resume, save
+from training.steps import descend, new_accelerator, options, remaining_batches, resume, save
 from training.triplets import load_triplets, shards_of, to_pixels
 
 TRUE_SHARE = 0.25  # of the pictures keep the encoder's codes: the decoder also shows what was only encoded
@@ -142,11 +142,7 @@ def train(args: argparse.Namespace) -> None:
         error = (decoder(codebook[codes]).float() - after).abs()
         weights = pixel_weights(before, after)
         loss = (weights * error).mean() / weights.mean()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        descend(accelerator, loss, decoder, optimizer, schedule)
         done = step + 1
         bar.update()
         if done % args.log_every == 0 and accelerator.is_main_process:
@@ -165,25 +161,14 @@ def log(out: Path, step: int, loss: Tensor, bar: tqdm) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--checkpoint", required=True, help="pipeline folder or Hub id: world model and image tokenizer"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[options(lr=6e-4)]
     )
+    parser.add_argument("--checkpoint", required=True, help="pipeline folder or Hub id: world model and tokenizer")
     parser.add_argument(
         "--triplets", type=Path, nargs="+", required=True, help="folders of Parquet shards, with words"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and the finished vqgan/")
     parser.add_argument("--still", type=float, default=2.0, help="as in the world model's recipe")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=8, help="after images a step and process")
-    parser.add_argument("--lr", type=float, default=6e-4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--save-every", type=int, default=500)
-    parser.add_argument(
-        "--bf16", action="store_true", help="mixed precision; slower on a CPU without bf16 instructions"
-    )
-    parser.add_argument("--cpu", action="store_true", help="stay on the CPU even if there is a GPU")
     train(parser.parse_args())
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from training.steps import new_accelerator, remaining_batches, resume, save
+from training.steps import descend, new_accelerator, options, remaining_batches, resume, save
 from training.triplets import load_triplets, shards_of, to_pixels
 
 WARM_UP_STEPS = 200  # as a plain autoencoder, before the codebook is placed among its features
@@ -193,11 +193,7 @@ def train(args: argparse.Namespace) -> None:
             before, after = random_crop(before, after, before.shape[-1] // 2, copies=4)
         terms = model(before, after, codebook.embedding, quantised=step >= WARM_UP_STEPS)
         loss = terms["reconstruction"] + COMMITMENT * terms["commitment"] + CONSISTENCY * terms["consistency"]
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        descend(accelerator, loss, model, optimizer, schedule)
         update_codebook(codebook, accelerator.gather(terms["features"]), accelerator.gather(terms["codes"]), step)
         done = step + 1
         bar.update()
@@ -231,20 +227,11 @@ def log(out: Path, step: int, terms: dict[str, Tensor], bar: tqdm) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--triplets", type=Path, nargs="+", required=True, help="folders of Parquet shards")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and the finished vqgan/")
-    parser.add_argument("--init", type=Path, help="VQModel to start from; default: random weights")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=8, help="pictures a step and process, half before and half after")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--save-every", type=int, default=500)
-    parser.add_argument(
-        "--bf16", action="store_true", help="mixed precision; slower on a CPU without bf16 instructions"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[options(lr=1.5e-3)]
     )
-    parser.add_argument("--cpu", action="store_true", help="stay on the CPU even if there is a GPU")
+    parser.add_argument("--triplets", type=Path, nargs="+", required=True, help="folders of Parquet shards")
+    parser.add_argument("--init", type=Path, help="VQModel to start from; default: random weights")
     train(parser.parse_args())
 
 

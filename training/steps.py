@@ -1,14 +1,33 @@
 """The steps of a training on pictures, and the checkpoints from which a killed one goes on as if nothing had happened."""
 
+import argparse
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
+
+
+def options(*, lr: float) -> argparse.ArgumentParser:
+    """The command line's options of every such training, to be a parent of its parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and the finished vqgan/")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
+    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument(
+        "--bf16", action="store_true", help="mixed precision; slower on a CPU without bf16 instructions"
+    )
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU even if there is a GPU")
+    return parser
 
 
 def new_accelerator(*, cpu: bool, bf16: bool, seed: int) -> Accelerator:
@@ -29,6 +48,21 @@ def remaining_batches(
             done += 1
             if done == steps:
                 return
+
+
+def descend(
+    accelerator: Accelerator,
+    loss: torch.Tensor,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """One step of the optimizer and its schedule, with gradients of norm 1 at most."""
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()
 
 
 def save(accelerator: Accelerator, out: Path, step: int) -> None:

@@ -6,7 +6,7 @@ from scipy.ndimage import binary_dilation
 from training.playroom.episodes import VISIBLE_SHARE, VISIBLE_STEP
 
 MARGIN = 8  # pixels around the true change that belong to it: an edge may land beside its place
-MISDRAWN = 0.2  # `misdrawn` above which, by eye, things have lost their shape, place or colour
+MISDRAWN = 0.2  # `misdrawn` above which, by eye, things have mostly lost their shape, place or colour
 
 
 def changed_elsewhere(image: np.ndarray, shown: np.ndarray, before: np.ndarray, truth: np.ndarray) -> float:

@@ -27,7 +27,7 @@ from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.families import ChameleonFamily
 from training.encode import encode_pixels
 from training.steps import descend, new_accelerator, options, remaining_batches, resume, save
-from training.triplets import load_triplets, shards_of, to_pixels
+from training.triplets import load_readable, to_pixels
 
 TRUE_SHARE = 0.25  # of the pictures keep the encoder's codes: the decoder also shows what was only encoded
 TEMPERATURES = 0.5, 1.3  # of the draws, uniform in between: what free sampling at 0.5 gets wrong lies at about 1
@@ -107,10 +107,8 @@ def pixel_weights(before: Tensor, after: Tensor) -> Tensor:
 
 def load_labelled(folder: Path) -> Dataset:
     """`before`, `after` and `action` of the triplets in a folder that have words and could be read."""
-    rows = load_triplets(shards_of(folder))
-    errors = rows["error"][:] if "error" in rows.column_names else [None] * len(rows)
-    words = rows["action"][:]
-    rows = rows.select([i for i in range(len(rows)) if errors[i] is None and words[i] is not None])
+    rows = load_readable(folder)
+    rows = rows.select([i for i, action in enumerate(rows["action"][:]) if action is not None])
     return rows.select_columns(["before", "after", "action"])
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
-from datasets import Dataset, concatenate_datasets
+from datasets import concatenate_datasets
 from diffusers import VQModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from training.steps import descend, new_accelerator, options, remaining_batches, resume, save
-from training.triplets import load_triplets, shards_of, to_pixels
+from training.triplets import load_readable, to_pixels
 
 WARM_UP_STEPS = 200  # as a plain autoencoder, before the codebook is placed among its features
 REVIVE_EVERY = 50  # steps
@@ -155,19 +155,13 @@ def _flip_rate(codes: Tensor, still: Tensor) -> Tensor:
     return ((codes[0] != codes[1]) & still).sum() / still.sum().clamp_min(1)
 
 
-def load_pairs(folder: Path) -> Dataset:
-    """`before` and `after` of the triplets in a folder, without those that an earlier stage could not read."""
-    rows = load_triplets(shards_of(folder))
-    if "error" in rows.column_names:
-        rows = rows.select([i for i, error in enumerate(rows["error"][:]) if error is None])
-    return rows.select_columns(["before", "after"])
-
-
 def train(args: argparse.Namespace) -> None:
     accelerator = new_accelerator(cpu=args.cpu, bf16=args.bf16, seed=args.seed)
     set_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    dataset = concatenate_datasets([load_pairs(folder) for folder in args.triplets])
+    dataset = concatenate_datasets(
+        [load_readable(folder).select_columns(["before", "after"]) for folder in args.triplets]
+    )
     loader = DataLoader(
         dataset,
         batch_size=args.batch // 2,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from training.picture_grid import Group, draw_groups, save
-from training.triplets import load_triplets, shards_of
+from training.triplets import load_readable
 
 COLUMNS = 4
 
@@ -30,13 +30,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rows = load_triplets(shards_of(args.triplets))
-    whole = (
-        [i for i, error in enumerate(rows["error"][:]) if error is None]
-        if "error" in rows.column_names
-        else range(len(rows))
-    )
-    chosen = np.random.default_rng(args.seed).permutation(whole)[: args.pairs]
+    rows = load_readable(args.triplets)
+    chosen = np.random.default_rng(args.seed).permutation(len(rows))[: args.pairs]
     groups = [Group(words_of(row), (row["before"], row["after"])) for row in rows.select(sorted(chosen))]
     save(draw_groups(groups, COLUMNS, ("before", "after")), args.out)
 

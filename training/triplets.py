@@ -37,6 +37,14 @@ def load_triplets(shards: list[Path]) -> Dataset:
     return dataset.cast_column("before", Image()).cast_column("after", Image())
 
 
+def load_readable(folder: str | Path) -> Dataset:
+    """The triplets of a folder, without those that an earlier stage could not read."""
+    rows = load_triplets(shards_of(folder))
+    if "error" not in rows.column_names:
+        return rows
+    return rows.select([i for i, error in enumerate(rows["error"][:]) if error is None])
+
+
 def to_pixels(pictures: list) -> torch.Tensor:
     """RGB pictures of one size -> float32 [B, 3, H, W] in [-1, 1], as the library's image opening gives it."""
     stacked = np.stack([np.asarray(picture) for picture in pictures])

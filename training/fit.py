@@ -24,6 +24,7 @@ from bwm_pipelines.families.chameleon import ChameleonFamily
 from training.checkpoints import newest_sealed, seal
 from training.recipe import Recipe
 from training.recognition import weighted_loss
+from training.scheduled_sampling import draw_answers
 from training.sequences import IGNORED, SceneCollator, load_codes
 
 SHARED_PREFIX_MINIMUM = 16  # tokens; below that a second forward pass costs more than it saves
@@ -61,21 +62,33 @@ def forward_logits(
 
 
 class SceneTrainer(Trainer):
-    """Trainer over scenes with several actions each; `is_image_token` [vocabulary] tells the two modalities apart."""
+    """Trainer over scenes with several actions each.
 
-    def __init__(self, *args, is_image_token: Tensor, **kwargs) -> None:
+    Args:
+        is_image_token: bool [vocabulary], tells the two modalities apart.
+        own_draws: see `Recipe`.
+    """
+
+    def __init__(self, *args, is_image_token: Tensor, own_draws: float, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.is_image_token = is_image_token
+        self.is_image_token, self.own_draws = is_image_token, own_draws
         self.model_accepts_loss_kwargs = True  # the loss is divided by the weight sum of the whole step, as below
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels, weights = inputs["labels"].flatten(0, 1), inputs["weights"].flatten(0, 1)
         first = int((labels != IGNORED).any(0).int().argmax()) - 1  # the position that predicts the first label
-        logits = forward_logits(model, self._chameleon(model), inputs["input_ids"], first)
         labels, weights = labels[:, first + 1 :], weights[:, first + 1 :]
-        predicted = labels != IGNORED
-        chosen, targets = logits[:, :-1][predicted].float(), labels[predicted]
-        is_image = self.is_image_token.to(targets.device)
+        ids, is_image = inputs["input_ids"], self.is_image_token.to(labels.device)
+
+        def predict(ids: Tensor) -> Tensor:
+            return forward_logits(model, self._chameleon(model), ids, first)[:, :-1]
+
+        if self.own_draws:
+            ids = draw_answers(
+                lambda ids: predict(ids).masked_fill(~is_image, float("-inf")), ids, labels, self.own_draws
+            )
+        logits, predicted = predict(ids), labels != IGNORED
+        chosen, targets = logits[predicted].float(), labels[predicted]
         chosen = chosen.masked_fill(is_image[targets, None] != is_image, float("-inf"))
         loss = weighted_loss(chosen, targets, weights[predicted], num_items_in_batch)
         if num_items_in_batch is not None:
@@ -135,6 +148,7 @@ def train(
     trainer = SceneTrainer(
         model=model,
         is_image_token=is_image_token,
+        own_draws=recipe.own_draws,
         train_dataset=concatenate_datasets([load_codes(folder) for folder in codes]),
         data_collator=collator,
         callbacks=[Run(out, collator)],

@@ -30,6 +30,8 @@ class Recipe:
             codes differ by the encoder's jitter, not by what happened. 0 leaves the after image as it was encoded.
         weights: how much each token of the after image counts (Eq. 2); world model only.
         action_dropout: share of forward sequences without words: the unconditional branch of guidance.
+        own_draws: share of forward sequences that go on from what the model itself draws, see `training.scheduled_sampling`;
+            world model only.
         copies: share of inverse sequences that show the before image twice and say that nothing changed.
         reversals: share of inverse batches that show after and before swapped, with the inverse action.
         lora: arguments of `peft.LoraConfig`; None trains all weights.
@@ -42,6 +44,7 @@ class Recipe:
     still: float = 0.0
     weights: RecognitionWeights = EVEN
     action_dropout: float = 0.0
+    own_draws: float = 0.0
     copies: float = 0.0
     reversals: float = 0.0
     lora: dict[str, Any] | None = None
@@ -55,7 +58,8 @@ class Recipe:
             changes: "key=value" each, the value in YAML; they replace what the file says.
 
         Raises:
-            ValueError: file or changes name a key or an objective that there is not, or a class weight is not above 0.
+            ValueError: file or changes name a key or an objective that there is not, a class weight is not above 0, or draws
+                are asked for where no after image is predicted from an action.
         """
         entries = yaml.safe_load(path.read_text())
         for change in changes:
@@ -69,6 +73,8 @@ class Recipe:
         for name, weight in entries.get("class_weights", {}).items():
             if not weight > 0:
                 raise ValueError(f"`class_weights` must be above 0, got {weight} for {name!r} in {path}.")
+        if entries.get("own_draws") and entries["objective"] != "world":
+            raise ValueError(f"`own_draws` needs the objective 'world', got {entries['objective']!r} in {path}.")
         if "weights" in entries:
             entries["weights"] = RecognitionWeights(**entries["weights"])
         return cls(**entries)

@@ -67,8 +67,9 @@ class KillAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_a_killed_training_ends_as_an_undisturbed_one(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
-    recipe = recipe_file(tmp_path, copies=0.3, reversals=0.3, trainer={"max_steps": 6})
+@pytest.mark.parametrize("changes", [{"copies": 0.3, "reversals": 0.3}, {"objective": "world", "own_draws": 0.5}])
+def test_a_killed_training_ends_as_an_undisturbed_one(checkpoint_folder, codes_folder, tmp_path, monkeypatch, changes):
+    recipe = recipe_file(tmp_path, **changes, trainer={"max_steps": 6})
     files = checkpoint_folder, codes_folder
     run(monkeypatch, recipe, *files, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -96,6 +97,15 @@ def test_the_loss_falls_and_a_model_can_start_from_another(checkpoint_folder, co
     (tuned, *_) = run(monkeypatch, world, checkpoint_folder, codes_folder, tmp_path / "tuned", *init)
     (fresh, *_) = run(monkeypatch, world, checkpoint_folder, codes_folder, tmp_path / "fresh")
     assert tuned["loss"] < fresh["loss"]
+
+
+def test_own_draws_are_what_a_model_goes_on_from(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
+    """The first log holds the loss of the same scenes, with the same targets, after true codes and after own draws."""
+    losses = []
+    for share in (0.0, 1.0):
+        recipe = recipe_file(tmp_path, objective="world", own_draws=share, trainer={"max_steps": 1})
+        losses.append(run(monkeypatch, recipe, checkpoint_folder, codes_folder, tmp_path / str(share))[0]["loss"])
+    assert losses[0] != losses[1]
 
 
 def test_accumulated_batches_weigh_as_one(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
@@ -159,6 +169,7 @@ def test_a_shipped_recipe_is_taken_by_the_trainer(path, tmp_path):
         ({"objektive": 1}, "unknown key"),
         ({"objective": "all"}, "must be one of"),
         ({"class_weights": {"open": 0}}, "above 0"),
+        ({"own_draws": 0.5}, "needs the objective 'world'"),
     ],
 )
 def test_a_wrong_recipe_is_refused(tmp_path, changes, message):

@@ -39,21 +39,20 @@ def shared_prefix_length(ids: Tensor) -> int:
 
 
 def forward_logits(
-    model: torch.nn.Module, chameleon: ChameleonForConditionalGeneration, ids: Tensor, first: int
+    model: torch.nn.Module, chameleon: ChameleonForConditionalGeneration, ids: Tensor, prefix: int, first: int
 ) -> Tensor:
     """Logits [scenes * actions, length - first, vocabulary] from position `first` on; the head is not computed before it.
-
-    A long prefix that the sequences of each scene have in common is read once a scene.
 
     Args:
         model: what is called: `chameleon` itself, or what adapters and distribution wrapped around it.
         chameleon: the model whose image logits are switched on.
         ids: int64 [scenes, actions, length].
+        prefix: how many tokens are read once a scene, all its sequences having them in common; at most `first`.
         first: the position that predicts the first label.
     """
-    prefix, keep = min(shared_prefix_length(ids), first), ids.shape[-1] - first
+    keep = ids.shape[-1] - first
     with ChameleonFamily.image_logits(chameleon):
-        if prefix < SHARED_PREFIX_MINIMUM:
+        if prefix == 0:
             return model(input_ids=ids.flatten(0, 1), use_cache=False, logits_to_keep=keep).logits
         cache = model(input_ids=ids[:, 0, :prefix], use_cache=True, logits_to_keep=1).past_key_values
         cache.batch_repeat_interleave(ids.shape[1])
@@ -79,9 +78,10 @@ class SceneTrainer(Trainer):
         first = int((labels != IGNORED).any(0).int().argmax()) - 1  # the position that predicts the first label
         labels, weights = labels[:, first + 1 :], weights[:, first + 1 :]
         ids, is_image = inputs["input_ids"], self.is_image_token.to(labels.device)
+        prefix = self._shared_prefix(ids, first)
 
         def predict(ids: Tensor) -> Tensor:
-            return forward_logits(model, self._chameleon(model), ids, first)[:, :-1]
+            return forward_logits(model, self._chameleon(model), ids, prefix, first)[:, :-1]
 
         if self.own_draws:
             ids = draw_answers(
@@ -94,6 +94,11 @@ class SceneTrainer(Trainer):
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over the processes
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _shared_prefix(self, ids: Tensor, first: int) -> int:
+        """What to read once a scene; nothing in several processes, as shards cannot run twice before a backward pass."""
+        prefix = min(shared_prefix_length(ids), first)
+        return prefix if prefix >= SHARED_PREFIX_MINIMUM and self.accelerator.num_processes == 1 else 0
 
     def _chameleon(self, model: torch.nn.Module) -> ChameleonForConditionalGeneration:
         model = self.accelerator.unwrap_model(model)

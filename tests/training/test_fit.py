@@ -29,11 +29,12 @@ def test_reading_the_shared_prefix_once_changes_nothing(pipe, codes_folder, obje
     model, family = pipe.world_model.eval(), pipe.family
     batch = SceneCollator(family, Recipe(objective, actions_per_scene=3))(list(load_codes(codes_folder))[:2])
     ids = batch["input_ids"]
+    shared = shared_prefix_length(ids)
     first = int((batch["labels"].flatten(0, 1) != IGNORED).any(0).int().argmax()) - 1
     with torch.no_grad(), family.image_logits(model):
         expected = model(input_ids=ids.flatten(0, 1)).logits[:, first:]
-        assert torch.allclose(forward_logits(model, model, ids, first), expected, atol=1e-5)
-    shared = shared_prefix_length(ids)
+        for prefix in (0, min(shared, first)):
+            assert torch.allclose(forward_logits(model, model, ids, prefix, first), expected, atol=1e-5)
     assert (ids[:, 0, :shared] == ids[:, 1, :shared]).all()
     assert (shared > family.num_image_tokens) == bool((ids[0, 0, 2:10] == ids[0, 1, 2:10]).all() and shared > 16)
 

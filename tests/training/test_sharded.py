@@ -23,7 +23,7 @@ def run_sharded(recipe: Path, checkpoint: Path, codes: Path, out: Path, mixed_pr
     launch += ["--checkpoint", checkpoint, "--codes", codes, "--out", out]
     project = RECIPES.parents[1]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(project)}
-    subprocess.run([str(part) for part in launch], check=True, env=environment, cwd=project)
+    subprocess.run([str(part) for part in launch], check=True, env=environment, cwd=project, timeout=300)
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
@@ -45,6 +45,14 @@ def test_shards_train_as_a_whole_and_go_on_after_a_kill(checkpoint_folder, codes
     assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4, 3, 4]
     resumed = load_file(tmp_path / "two" / "final" / "model.safetensors")
     assert all(torch.equal(resumed[key], shards[key]) for key in shards)
+
+
+@pytest.mark.parametrize("changes", [{"reversals": 0.5}, {"objective": "world", "own_draws": 0.5}])
+def test_shards_of_other_kinds_of_training(checkpoint_folder, codes_folder, tmp_path, changes):
+    """With reversed pairs, the sequences of a scene begin alike in one process and differ in the other."""
+    recipe = recipe_file(tmp_path, actions_per_scene=3, **changes)
+    log = run_sharded(recipe, checkpoint_folder, codes_folder, tmp_path / "out")
+    assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4]
 
 
 def test_an_adapter_of_a_sharded_model_in_bf16(checkpoint_folder, codes_folder, tmp_path):

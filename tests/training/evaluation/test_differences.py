@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from tests.training.evaluation.test_outcomes import ROW
+from training.evaluation import differences
+
+WORSE = ROW | {"scene": 1, "action": "shut the door"}  # right twice of eight, never exactly
+BETTER = WORSE | {"success": [True] * 8, "elsewhere": [0.0] * 8, "misdrawn": [0.1] * 6 + [0.3] * 2}
+
+
+def test_differences_are_those_of_the_same_episodes():
+    cells = differences.differences([WORSE, WORSE], [WORSE, BETTER])
+    assert cells["right, all candidates"]["first"] == 25.0 and cells["right, all candidates"]["second"] == 62.5
+    means = {name: cell["difference"]["mean"] for name, cell in cells.items()}
+    assert means == {
+        "right, all candidates": 37.5,
+        "exact, all candidates": 37.5,
+        "right, K = 1": 50.0,
+        "exact, K = 1": 50.0,
+        "right, K = 8, verified": 50.0,
+        "exact, K = 8, verified": 50.0,
+    }
+    spread = cells["right, K = 1"]["difference"]
+    assert (spread["low"], spread["high"], spread["n"]) == (0.0, 100.0, 2)
+
+
+def test_other_episodes_are_refused():
+    with pytest.raises(ValueError, match="other episodes"):
+        differences.differences([WORSE], [WORSE | {"scene": 2}])
+
+
+def test_the_command_writes_its_figures_beside_the_second_run(tmp_path, monkeypatch, capsys):
+    for name, row in (("first", WORSE), ("second", BETTER)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr("sys.argv", ["differences", str(tmp_path / "first"), str(tmp_path / "second")])
+    differences.main()
+    written = json.loads((tmp_path / "second" / "difference.json").read_text())
+    assert (
+        written["first"] == "first" and written["exact, K = 1"] == json.loads(capsys.readouterr().out)["exact, K = 1"]
+    )

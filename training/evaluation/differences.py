@@ -1,0 +1,59 @@
+"""How much better one checkpoint does than another in the same episodes, from what `outcomes` wrote of both.
+
+    python -m training.evaluation.differences training/results/eighth_checkpoint training/results/ninth_checkpoint
+
+prints, and writes as `difference.json` into the second folder, the mean difference, second minus first, in percent points
+with its 95 % bootstrap interval over episodes.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from training.evaluation.intervals import mean
+from training.evaluation.outcomes import exact_success, picked
+from training.evaluation.rows import read_rows, write_json
+
+MEASURES: dict[str, Callable[[dict], float]] = {
+    "right, all candidates": lambda row: np.mean(row["success"]),
+    "exact, all candidates": lambda row: np.mean([exact_success(row, i) for i in range(len(row["success"]))]),
+    "right, K = 1": lambda row: row["success"][0],
+    "exact, K = 1": lambda row: exact_success(row, 0),
+    "right, K = 8, verified": lambda row: row["success"][picked(row, 8)],
+    "exact, K = 8, verified": lambda row: exact_success(row, picked(row, 8)),
+}
+
+
+def differences(first: list[dict], second: list[dict]) -> dict:
+    """Of each measure the mean in both, in percent, and the difference with its interval, in percent points.
+
+    Raises:
+        ValueError: the rows are not of the same episodes.
+    """
+    if [(row["scene"], row["action"]) for row in first] != [(row["scene"], row["action"]) for row in second]:
+        raise ValueError(
+            "`second` has other episodes than `first`; evaluate both with the same split, first and seed."
+        )
+    result = {}
+    for name, measure in MEASURES.items():
+        values = 100 * np.array([[measure(row) for row in rows] for rows in (first, second)], dtype=float)
+        before, after = values.mean(1).round(1).tolist()
+        result[name] = {"first": before, "second": after, "difference": mean(values[1] - values[0])}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=Path, help="folder that `outcomes` wrote")
+    parser.add_argument("second", type=Path, help="the same of the other checkpoint, in the same episodes")
+    args = parser.parse_args()
+    result = differences(*(read_rows(folder / "rows.jsonl") for folder in (args.first, args.second)))
+    write_json(args.second, "difference.json", {"first": args.first.name, "second": args.second.name, **result})
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
     python -m training.image_tokenizer --triplets runs/playroom/triplets/train --out runs/playroom/vqgan
 
+With --init a trained one is trained on; with more --codes than it has, the added ones go where it describes worst.
 Beside reconstruction it trains for consistency: a cell that did not change between before and after should keep its
 code, because every needless flip is noise that the world model would have to learn. Checkpoints hold the whole training
 state; a run that was killed goes on from the newest complete one. `log.jsonl` holds one line per --log-every steps.
@@ -25,14 +26,16 @@ from transformers import get_cosine_schedule_with_warmup
 from training.steps import descend, new_accelerator, options, remaining_batches, resume, save
 from training.triplets import load_readable, to_pixels
 
+CODES = 512
 WARM_UP_STEPS = 200  # as a plain autoencoder, before the codebook is placed among its features
 REVIVE_EVERY = 50  # steps
 COMMITMENT, CONSISTENCY = 0.25, 1.0  # loss weights
 FOREGROUND_WEIGHT = 4.0  # of pixels whose colour is far from the mean colour: things, not walls
 CROP_SHARE = 0.6  # of the steps see four half-size crops of each picture instead of the whole: same cost, more things
+ELSEWHERE = 0.05  # how often a crop is drawn around an unchanged cell, to 1 for a changed one
 
 
-def build_vqgan(channels: tuple[int, ...] = (16, 24, 48, 96), codes: int = 512, size: int = 96) -> VQModel:
+def build_vqgan(channels: tuple[int, ...] = (16, 24, 48, 96), codes: int = CODES, size: int = 96) -> VQModel:
     """A small VQModel: each channel entry after the first halves the resolution."""
     return VQModel(
         block_out_channels=channels,
@@ -49,21 +52,38 @@ def build_vqgan(channels: tuple[int, ...] = (16, 24, 48, 96), codes: int = 512, 
     )
 
 
+@torch.no_grad()
+def add_codes(vqgan: VQModel, codes: int) -> VQModel:
+    """A copy with so many codes; added ones repeat the first ones until training moves them.
+
+    Raises:
+        ValueError: if `vqgan` has more codes.
+    """
+    old = vqgan.quantize.embedding.weight
+    if codes < len(old):
+        raise ValueError(f"`codes` must be at least the model's {len(old)}, got {codes}.")
+    larger = VQModel.from_config({**vqgan.config, "num_vq_embeddings": codes})
+    rows = torch.arange(codes) % len(old)
+    larger.load_state_dict({**vqgan.state_dict(), "quantize.embedding.weight": old[rows]})
+    return larger
+
+
 @dataclass
 class Codebook:
     """Moving-average update of a VQModel's codebook (van den Oord et al. 2017, appendix A.1), with revival of dead codes.
 
-    `counts` [codes] and `sums` [codes, dim] are the running statistics.
+    `counts` [codes] and `sums` [codes, dim] are the running statistics. Codes after the first `used` begin as dead ones.
     """
 
     embedding: Tensor
+    used: int | None = None
     decay: float = 0.98
     counts: Tensor = field(init=False)
     sums: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counts = torch.ones(len(self.embedding))
-        self.sums = self.embedding.clone()
+        self.counts = (torch.arange(len(self.embedding)) < (self.used or len(self.embedding))).float()
+        self.sums = self.embedding * self.counts[:, None]
 
     @torch.no_grad()
     def place_among(self, features: Tensor, rounds: int = 10) -> None:
@@ -142,13 +162,19 @@ class TokenizerLoss(nn.Module):
         }
 
 
-def random_crop(before: Tensor, after: Tensor, size: int, copies: int) -> tuple[Tensor, Tensor]:
-    """`copies` random crops of each pair, on multiples of 8 pixels, the same place in both pictures."""
-    crops = []
-    for _ in range(copies):
-        y, x = (8 * int(torch.randint((before.shape[-1] - size) // 8 + 1, ())) for _ in range(2))
-        crops.append((before[..., y : y + size, x : x + size], after[..., y : y + size, x : x + size]))
-    return torch.cat([a for a, _ in crops]), torch.cat([b for _, b in crops])
+def crops_of_changes(before: Tensor, after: Tensor, size: int, copies: int) -> tuple[Tensor, Tensor]:
+    """`copies` crops of each pair, on multiples of 8 pixels, the same place in both pictures, mostly with what changed."""
+    cells, side = before.shape[-1] // 8, size // 8
+    changed = F.adaptive_max_pool2d((before - after).abs().amax(1, keepdim=True), cells).flatten(1) > 0.04
+    places = torch.multinomial(changed + ELSEWHERE * ~changed, copies, replacement=True)
+    corners = torch.stack([places // cells, places % cells], -1) - torch.randint(side, (*places.shape, 2))
+    corners = 8 * corners.clamp(0, cells - side)
+    crops = [
+        torch.stack([b[:, y : y + size, x : x + size], a[:, y : y + size, x : x + size]])
+        for b, a, pair in zip(before, after, corners.tolist(), strict=True)
+        for y, x in pair
+    ]
+    return tuple(torch.stack(crops, 1))
 
 
 def _flip_rate(codes: Tensor, still: Tensor) -> Tensor:
@@ -171,8 +197,14 @@ def train(args: argparse.Namespace) -> None:
     )
     sample = dataset.select(range(0, len(dataset), max(1, len(dataset) // 200)))
     mean = to_pixels(sample["before"]).mean((0, 2, 3)).view(1, 3, 1, 1)
-    vqgan = VQModel.from_pretrained(args.init) if args.init else build_vqgan(size=dataset[0]["before"].width)
-    codebook = Codebook(vqgan.quantize.embedding.weight.data)
+    if args.init:
+        trained, warm_up = VQModel.from_pretrained(args.init), 0
+        used = trained.config.num_vq_embeddings
+        vqgan = add_codes(trained, args.codes or used)
+    else:
+        used = args.codes or CODES
+        vqgan, warm_up = build_vqgan(codes=used, size=dataset[0]["before"].width), WARM_UP_STEPS
+    codebook = Codebook(vqgan.quantize.embedding.weight.data, used)
     vqgan.quantize.requires_grad_(False)
     model = TokenizerLoss(vqgan, mean)
     optimizer = torch.optim.AdamW(vqgan.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
@@ -184,11 +216,12 @@ def train(args: argparse.Namespace) -> None:
     for step, (before, after) in remaining_batches(accelerator, loader, first, args.steps):
         torch.manual_seed(args.seed + step)
         if step < CROP_SHARE * args.steps:
-            before, after = random_crop(before, after, before.shape[-1] // 2, copies=4)
-        terms = model(before, after, codebook.embedding, quantised=step >= WARM_UP_STEPS)
+            before, after = crops_of_changes(before, after, before.shape[-1] // 2, copies=4)
+        terms = model(before, after, codebook.embedding, quantised=step >= warm_up)
         loss = terms["reconstruction"] + COMMITMENT * terms["commitment"] + CONSISTENCY * terms["consistency"]
         descend(accelerator, loss, model, optimizer, schedule)
-        update_codebook(codebook, accelerator.gather(terms["features"]), accelerator.gather(terms["codes"]), step)
+        features, codes = accelerator.gather(terms["features"]), accelerator.gather(terms["codes"])
+        update_codebook(codebook, features, codes, step - warm_up)
         done = step + 1
         bar.update()
         if done % args.log_every == 0 and accelerator.is_main_process:
@@ -200,9 +233,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def update_codebook(codebook: Codebook, features: Tensor, codes: Tensor, step: int) -> None:
-    if step == WARM_UP_STEPS - 1:
+    """`step` counts from the end of the warm-up."""
+    if step == -1:
         codebook.place_among(features)
-    elif step >= WARM_UP_STEPS:
+    elif step >= 0:
         codebook.update(features, codes)
         if step % REVIVE_EVERY == 0:
             codebook.revive(features)
@@ -226,6 +260,7 @@ def main() -> None:
     )
     parser.add_argument("--triplets", type=Path, nargs="+", required=True, help="folders of Parquet shards")
     parser.add_argument("--init", type=Path, help="VQModel to start from; default: random weights")
+    parser.add_argument("--codes", type=int, help=f"size of the codebook; default: that of --init, or {CODES}")
     train(parser.parse_args())
 
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import VQModel
 
 from training import image_tokenizer
-from training.image_tokenizer import Codebook, TokenizerLoss, build_vqgan, random_crop, unchanged_cells
+from training.image_tokenizer import Codebook, TokenizerLoss, add_codes, build_vqgan, crops_of_changes, unchanged_cells
 
 
 def test_cells_near_a_change_do_not_count_as_unchanged():
@@ -19,9 +19,37 @@ def test_cells_near_a_change_do_not_count_as_unchanged():
 
 def test_crops_show_the_same_place_of_both_pictures():
     before = torch.rand(2, 3, 64, 64)
-    a, b = random_crop(before, before + 1, 32, copies=3)
+    a, b = crops_of_changes(before, before + 1, 32, copies=3)
     assert a.shape == (6, 3, 32, 32)
     assert torch.equal(b - 1, b - 1) and torch.allclose(a + 1, b)
+
+
+def test_crops_are_mostly_of_what_changed():
+    torch.manual_seed(0)
+    before = torch.zeros(1, 3, 96, 96)
+    after = before.clone()
+    after[..., 80:84, 8:12] = 1
+    _, crops = crops_of_changes(before, after, 48, copies=400)
+    share = (crops.amax((1, 2, 3)) == 1).float().mean()
+    # 1 of 144 cells is drawn 1 / (1 + 143 * 0.05) of the time, and crops around other cells may show it by chance
+    assert 0.123 < share < 0.5
+
+
+def test_added_codes_change_nothing_at_first_and_are_then_used():
+    torch.manual_seed(0)
+    vqgan = build_vqgan(channels=(8, 8, 8, 16), codes=32, size=32).eval()
+    larger = add_codes(vqgan, 40).eval()
+    pixels = torch.rand(8, 3, 32, 32) * 2 - 1
+    assert torch.equal(vqgan(pixels).sample, larger(pixels).sample)
+
+    features = vqgan.encode(pixels).latents.permute(0, 2, 3, 1).flatten(0, 2).detach()
+    codebook = Codebook(larger.quantize.embedding.weight.data, used=32)
+    distance = torch.cdist(features, codebook.embedding).amin(1).mean()
+    assert codebook.revive(features) == 8
+    assert torch.cdist(features, codebook.embedding).amin(1).mean() < distance
+    assert torch.equal(larger.quantize.embedding.weight[:32], vqgan.quantize.embedding.weight)
+    with pytest.raises(ValueError, match="`codes` must be at least the model's 32, got 31"):
+        add_codes(vqgan, 31)
 
 
 def test_the_codebook_moves_to_the_features_and_revives_dead_codes():
@@ -48,9 +76,10 @@ def test_the_loss_compares_the_quantised_picture(monkeypatch):
 
 
 def run(triplet_folder, out, monkeypatch, steps, *more):
-    small = lambda size: build_vqgan(channels=(8, 8, 8, 16), codes=32, size=size)
+    small = lambda codes, size: build_vqgan(channels=(8, 8, 8, 16), codes=codes, size=size)
     monkeypatch.setattr(image_tokenizer, "build_vqgan", small)
     monkeypatch.setattr(image_tokenizer, "WARM_UP_STEPS", 4)
+    monkeypatch.setattr(image_tokenizer, "CODES", 32)
     arguments = [
         "x",
         "--triplets",
@@ -77,6 +106,13 @@ def test_training_resumes_and_saves_a_model_that_loads(triplet_folder, tmp_path,
     assert [row["step"] for row in log] == list(range(1, 61))
     assert sum(row["psnr"] for row in log[-5:]) > sum(row["psnr"] for row in log[:5])
     assert VQModel.from_pretrained(tmp_path / "vqgan").config.num_vq_embeddings == 32
+
+
+def test_training_goes_on_from_a_trained_tokenizer_with_more_codes(triplet_folder, tmp_path, monkeypatch):
+    first = run(triplet_folder, tmp_path / "first", monkeypatch, 40)
+    log = run(triplet_folder, tmp_path / "more", monkeypatch, 5, "--init", tmp_path / "first" / "vqgan", "--codes", 48)
+    assert log[0]["psnr"] > first[0]["psnr"]  # nothing of it is forgotten in a warm-up
+    assert VQModel.from_pretrained(tmp_path / "more" / "vqgan").config.num_vq_embeddings == 48
 
 
 def test_a_killed_training_ends_as_an_undisturbed_one(triplet_folder, tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
     python -m training.image_tokenizer --triplets runs/playroom/triplets/train --out runs/playroom/vqgan
 
-With --init a trained one is trained on; with more --codes than it has, the added ones go where it describes worst.
+With --init the autoencoder of a trained one is trained on, with a new codebook. A codebook is placed by k-means among features
+of what changes: things, of whose looks there are many, not walls. It follows the features while crops are seen, is placed
+once more, and stays while the rest is trained on whole pictures.
 Beside reconstruction it trains for consistency: a cell that did not change between before and after should keep its
 code, because every needless flip is noise that the world model would have to learn. Checkpoints hold the whole training
 state; a run that was killed goes on from the newest complete one. `log.jsonl` holds one line per --log-every steps.
@@ -16,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from diffusers import VQModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,7 +33,8 @@ WARM_UP_STEPS = 200  # as a plain autoencoder, before the codebook is placed amo
 REVIVE_EVERY = 50  # steps
 COMMITMENT, CONSISTENCY = 0.25, 1.0  # loss weights
 FOREGROUND_WEIGHT = 4.0  # of pixels whose colour is far from the mean colour: things, not walls
-CROP_SHARE = 0.6  # of the steps see four half-size crops of each picture instead of the whole: same cost, more things
+CROP_SHARE = 0.75  # of the steps see four half-size crops of each picture instead of the whole: same cost, more things
+PLACING_PICTURES = 1200  # whose features the codebook is placed among
 ELSEWHERE = 0.05  # how often a crop is drawn around an unchanged cell, to 1 for a changed one
 
 
@@ -52,48 +55,41 @@ def build_vqgan(channels: tuple[int, ...] = (16, 24, 48, 96), codes: int = CODES
     )
 
 
-@torch.no_grad()
-def add_codes(vqgan: VQModel, codes: int) -> VQModel:
-    """A copy with so many codes; added ones repeat the first ones until training moves them.
-
-    Raises:
-        ValueError: if `vqgan` has more codes.
-    """
-    old = vqgan.quantize.embedding.weight
-    if codes < len(old):
-        raise ValueError(f"`codes` must be at least the model's {len(old)}, got {codes}.")
-    larger = VQModel.from_config({**vqgan.config, "num_vq_embeddings": codes})
-    rows = torch.arange(codes) % len(old)
-    larger.load_state_dict({**vqgan.state_dict(), "quantize.embedding.weight": old[rows]})
-    return larger
+def with_codes(vqgan: VQModel, codes: int) -> VQModel:
+    """A copy of the autoencoder with a codebook of another size, which has yet to be placed."""
+    other = VQModel.from_config({**vqgan.config, "num_vq_embeddings": codes})
+    weights = {name: weight for name, weight in vqgan.state_dict().items() if not name.startswith("quantize.")}
+    other.load_state_dict(weights, strict=False)
+    return other
 
 
 @dataclass
 class Codebook:
     """Moving-average update of a VQModel's codebook (van den Oord et al. 2017, appendix A.1), with revival of dead codes.
 
-    `counts` [codes] and `sums` [codes, dim] are the running statistics. Codes after the first `used` begin as dead ones.
+    `counts` [codes] and `sums` [codes, dim] are the running statistics.
     """
 
     embedding: Tensor
-    used: int | None = None
     decay: float = 0.98
     counts: Tensor = field(init=False)
     sums: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counts = (torch.arange(len(self.embedding)) < (self.used or len(self.embedding))).float()
-        self.sums = self.embedding * self.counts[:, None]
+        self.counts = torch.ones(len(self.embedding))
+        self.sums = self.embedding.clone()
 
     @torch.no_grad()
     def place_among(self, features: Tensor, rounds: int = 10) -> None:
         """k-means from random features [N, dim]; the same on every rank."""
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-        self.embedding.copy_(features[order[: len(self.embedding)]])
+        self.embedding.copy_(features[order[torch.arange(len(self.embedding)) % len(features)]])
         for _ in range(rounds):
-            one_hot = F.one_hot(torch.cdist(features, self.embedding).argmin(1), len(self.embedding)).float()
-            used = one_hot.sum(0) > 0
-            self.embedding[used] = (one_hot.T @ features)[used] / one_hot.sum(0)[used, None]
+            codes = torch.cat([torch.cdist(part, self.embedding).argmin(1) for part in features.split(8192)])
+            counts = torch.bincount(codes, minlength=len(self.embedding))
+            sums = torch.zeros_like(self.embedding).index_add_(0, codes, features)
+            used = counts > 0
+            self.embedding[used] = sums[used] / counts[used, None]
         self.counts, self.sums = torch.ones(len(self.embedding)), self.embedding.clone()
 
     @torch.no_grad()
@@ -120,11 +116,15 @@ class Codebook:
         self.counts, self.sums = state["counts"], state["sums"]
 
 
+def changed_cells(before: Tensor, after: Tensor, cells: int) -> Tensor:
+    """Cells with a pixel that is not the same in both pictures: bool [B, cells, cells]."""
+    return F.adaptive_max_pool2d((before - after).abs().amax(1), cells) >= 0.04
+
+
 def unchanged_cells(before: Tensor, after: Tensor, cells: int) -> Tensor:
     """Cells whose pixels, and those of the cells around them, are the same in both pictures: bool [B, cells, cells]."""
-    difference = (before - after).abs().amax(1, keepdim=True)
-    changed = F.adaptive_max_pool2d(difference, cells)
-    return F.max_pool2d(changed, 3, stride=1, padding=1)[:, 0] < 0.04
+    changed = changed_cells(before, after, cells).float()
+    return F.max_pool2d(changed, 3, stride=1, padding=1) == 0
 
 
 class TokenizerLoss(nn.Module):
@@ -165,7 +165,7 @@ class TokenizerLoss(nn.Module):
 def crops_of_changes(before: Tensor, after: Tensor, size: int, copies: int) -> tuple[Tensor, Tensor]:
     """`copies` crops of each pair, on multiples of 8 pixels, the same place in both pictures, mostly with what changed."""
     cells, side = before.shape[-1] // 8, size // 8
-    changed = F.adaptive_max_pool2d((before - after).abs().amax(1, keepdim=True), cells).flatten(1) > 0.04
+    changed = changed_cells(before, after, cells).flatten(1)
     places = torch.multinomial(changed + ELSEWHERE * ~changed, copies, replacement=True)
     corners = torch.stack([places // cells, places % cells], -1) - torch.randint(side, (*places.shape, 2))
     corners = 8 * corners.clamp(0, cells - side)
@@ -175,6 +175,20 @@ def crops_of_changes(before: Tensor, after: Tensor, size: int, copies: int) -> t
         for y, x in pair
     ]
     return tuple(torch.stack(crops, 1))
+
+
+@torch.no_grad()
+def features_of_changes(vqgan: VQModel, rows: Dataset) -> Tensor:
+    """Features [N, dim] of the cells of some after images that the action changed, and of one in ten of the others."""
+    rows = rows.select(range(0, len(rows), max(1, len(rows) // PLACING_PICTURES)))
+    generator, kept = torch.Generator().manual_seed(0), []
+    for batch in rows.iter(batch_size=32):
+        before, after = (to_pixels(batch[name]) for name in ("before", "after"))
+        latents = vqgan.encode(after.to(vqgan.device)).latents.cpu()
+        changed = changed_cells(before, after, latents.shape[-1]).flatten()
+        others = torch.rand(len(changed), generator=generator) < 0.1
+        kept.append(latents.permute(0, 2, 3, 1).flatten(0, 2)[changed | others])
+    return torch.cat(kept).to(vqgan.device)
 
 
 def _flip_rate(codes: Tensor, still: Tensor) -> Tensor:
@@ -198,13 +212,11 @@ def train(args: argparse.Namespace) -> None:
     sample = dataset.select(range(0, len(dataset), max(1, len(dataset) // 200)))
     mean = to_pixels(sample["before"]).mean((0, 2, 3)).view(1, 3, 1, 1)
     if args.init:
-        trained, warm_up = VQModel.from_pretrained(args.init), 0
-        used = trained.config.num_vq_embeddings
-        vqgan = add_codes(trained, args.codes or used)
+        vqgan, warm_up = with_codes(VQModel.from_pretrained(args.init), args.codes), 0
     else:
-        used = args.codes or CODES
-        vqgan, warm_up = build_vqgan(codes=used, size=dataset[0]["before"].width), WARM_UP_STEPS
-    codebook = Codebook(vqgan.quantize.embedding.weight.data, used)
+        vqgan, warm_up = build_vqgan(codes=args.codes, size=dataset[0]["before"].width), WARM_UP_STEPS
+    settled = max(warm_up, round(CROP_SHARE * args.steps))
+    codebook = Codebook(vqgan.quantize.embedding.weight.data)
     vqgan.quantize.requires_grad_(False)
     model = TokenizerLoss(vqgan, mean)
     optimizer = torch.optim.AdamW(vqgan.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
@@ -217,11 +229,16 @@ def train(args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed + step)
         if step < CROP_SHARE * args.steps:
             before, after = crops_of_changes(before, after, before.shape[-1] // 2, copies=4)
+        if step in (warm_up, settled):
+            codebook.place_among(features_of_changes(vqgan, dataset))
         terms = model(before, after, codebook.embedding, quantised=step >= warm_up)
         loss = terms["reconstruction"] + COMMITMENT * terms["commitment"] + CONSISTENCY * terms["consistency"]
         descend(accelerator, loss, model, optimizer, schedule)
         features, codes = accelerator.gather(terms["features"]), accelerator.gather(terms["codes"])
-        update_codebook(codebook, features, codes, step - warm_up)
+        if warm_up <= step < settled:
+            codebook.update(features, codes)
+            if step % REVIVE_EVERY == 0:
+                codebook.revive(features)
         done = step + 1
         bar.update()
         if done % args.log_every == 0 and accelerator.is_main_process:
@@ -230,16 +247,6 @@ def train(args: argparse.Namespace) -> None:
             save(accelerator, args.out, done)
     if accelerator.is_main_process:
         vqgan.save_pretrained(args.out / "vqgan")
-
-
-def update_codebook(codebook: Codebook, features: Tensor, codes: Tensor, step: int) -> None:
-    """`step` counts from the end of the warm-up."""
-    if step == -1:
-        codebook.place_among(features)
-    elif step >= 0:
-        codebook.update(features, codes)
-        if step % REVIVE_EVERY == 0:
-            codebook.revive(features)
 
 
 def log(out: Path, step: int, terms: dict[str, Tensor], bar: tqdm) -> None:
@@ -260,7 +267,7 @@ def main() -> None:
     )
     parser.add_argument("--triplets", type=Path, nargs="+", required=True, help="folders of Parquet shards")
     parser.add_argument("--init", type=Path, help="VQModel to start from; default: random weights")
-    parser.add_argument("--codes", type=int, help=f"size of the codebook; default: that of --init, or {CODES}")
+    parser.add_argument("--codes", type=int, default=CODES, help="size of the codebook")
     train(parser.parse_args())
 
 

@@ -5,7 +5,16 @@ import torch
 from diffusers import VQModel
 
 from training import image_tokenizer
-from training.image_tokenizer import Codebook, TokenizerLoss, add_codes, build_vqgan, crops_of_changes, unchanged_cells
+from training.image_tokenizer import (
+    Codebook,
+    TokenizerLoss,
+    build_vqgan,
+    crops_of_changes,
+    features_of_changes,
+    unchanged_cells,
+    with_codes,
+)
+from training.triplets import load_readable
 
 
 def test_cells_near_a_change_do_not_count_as_unchanged():
@@ -35,21 +44,26 @@ def test_crops_are_mostly_of_what_changed():
     assert 0.123 < share < 0.5
 
 
-def test_added_codes_change_nothing_at_first_and_are_then_used():
+def test_the_codebook_is_placed_among_what_changes(triplet_folder):
     torch.manual_seed(0)
     vqgan = build_vqgan(channels=(8, 8, 8, 16), codes=32, size=32).eval()
-    larger = add_codes(vqgan, 40).eval()
-    pixels = torch.rand(8, 3, 32, 32) * 2 - 1
-    assert torch.equal(vqgan(pixels).sample, larger(pixels).sample)
+    features = features_of_changes(vqgan, load_readable(triplet_folder))
+    assert torch.equal(features, features_of_changes(vqgan, load_readable(triplet_folder)))
+    assert 0 < len(features) < 16 * 12 and features.shape[1] == 16
 
-    features = vqgan.encode(pixels).latents.permute(0, 2, 3, 1).flatten(0, 2).detach()
-    codebook = Codebook(larger.quantize.embedding.weight.data, used=32)
+    codebook = Codebook(vqgan.quantize.embedding.weight.data)
     distance = torch.cdist(features, codebook.embedding).amin(1).mean()
-    assert codebook.revive(features) == 8
-    assert torch.cdist(features, codebook.embedding).amin(1).mean() < distance
-    assert torch.equal(larger.quantize.embedding.weight[:32], vqgan.quantize.embedding.weight)
-    with pytest.raises(ValueError, match="`codes` must be at least the model's 32, got 31"):
-        add_codes(vqgan, 31)
+    codebook.place_among(features)
+    assert torch.cdist(features, vqgan.quantize.embedding.weight).amin(1).mean() < distance / 2
+    Codebook(torch.zeros(300, 16)).place_among(features)  # more codes than features
+
+
+def test_another_codebook_leaves_the_autoencoder_as_it_is():
+    vqgan = build_vqgan(channels=(8, 8, 8, 16), codes=32, size=32).eval()
+    other = with_codes(vqgan, 40).eval()
+    latents = vqgan.encode(torch.rand(1, 3, 32, 32)).latents
+    decoded = [each.decoder(each.post_quant_conv(latents)) for each in (vqgan, other)]
+    assert torch.equal(*decoded) and other.config.num_vq_embeddings == 40
 
 
 def test_the_codebook_moves_to_the_features_and_revives_dead_codes():
@@ -108,7 +122,7 @@ def test_training_resumes_and_saves_a_model_that_loads(triplet_folder, tmp_path,
     assert VQModel.from_pretrained(tmp_path / "vqgan").config.num_vq_embeddings == 32
 
 
-def test_training_goes_on_from_a_trained_tokenizer_with_more_codes(triplet_folder, tmp_path, monkeypatch):
+def test_training_goes_on_from_a_trained_tokenizer_with_another_codebook(triplet_folder, tmp_path, monkeypatch):
     first = run(triplet_folder, tmp_path / "first", monkeypatch, 40)
     log = run(triplet_folder, tmp_path / "more", monkeypatch, 5, "--init", tmp_path / "first" / "vqgan", "--codes", 48)
     assert log[0]["psnr"] > first[0]["psnr"]  # nothing of it is forgotten in a warm-up

@@ -76,8 +76,7 @@ class Codebook:
     sums: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counts = torch.ones(len(self.embedding))
-        self.sums = self.embedding.clone()
+        self.counts, self.sums = torch.ones_like(self.embedding[:, 0]), self.embedding.clone()
 
     @torch.no_grad()
     def place_among(self, features: Tensor, rounds: int = 10) -> None:
@@ -90,7 +89,7 @@ class Codebook:
             sums = torch.zeros_like(self.embedding).index_add_(0, codes, features)
             used = counts > 0
             self.embedding[used] = sums[used] / counts[used, None]
-        self.counts, self.sums = torch.ones(len(self.embedding)), self.embedding.clone()
+        self.counts, self.sums = torch.ones_like(self.embedding[:, 0]), self.embedding.clone()
 
     @torch.no_grad()
     def update(self, features: Tensor, codes: Tensor) -> None:
@@ -216,12 +215,12 @@ def train(args: argparse.Namespace) -> None:
     else:
         vqgan, warm_up = build_vqgan(codes=args.codes, size=dataset[0]["before"].width), WARM_UP_STEPS
     settled = max(warm_up, round(CROP_SHARE * args.steps))
-    codebook = Codebook(vqgan.quantize.embedding.weight.data)
     vqgan.quantize.requires_grad_(False)
     model = TokenizerLoss(vqgan, mean)
     optimizer = torch.optim.AdamW(vqgan.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     schedule = get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    codebook = Codebook(vqgan.quantize.embedding.weight.data)  # only now, as preparing may have moved the weights
     accelerator.register_for_checkpointing(codebook, schedule)
     first = resume(accelerator, args.out)
     bar = tqdm(total=args.steps, initial=first, unit="step", mininterval=10, disable=not accelerator.is_main_process)

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,8 @@ from training.image_tokenizer import (
     with_codes,
 )
 from training.triplets import load_readable
+
+PROJECT = Path(image_tokenizer.__file__).parents[1]
 
 
 def test_cells_near_a_change_do_not_count_as_unchanged():
@@ -127,6 +133,19 @@ def test_training_goes_on_from_a_trained_tokenizer_with_another_codebook(triplet
     log = run(triplet_folder, tmp_path / "more", monkeypatch, 5, "--init", tmp_path / "first" / "vqgan", "--codes", 48)
     assert log[0]["psnr"] > first[0]["psnr"]  # nothing of it is forgotten in a warm-up
     assert VQModel.from_pretrained(tmp_path / "more" / "vqgan").config.num_vq_embeddings == 48
+
+
+def test_two_processes_save_the_codebook_that_they_trained(triplet_folder, vqgan_folder, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", PROJECT / "training/fsdp2.yaml"]
+    launch += ["--num_processes", 2, "--mixed_precision", "no", "-m", "training.image_tokenizer", "--cpu"]
+    launch += ["--triplets", triplet_folder, "--init", vqgan_folder, "--codes", 48, "--steps", 5, "--batch", 4]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    command = [str(part) for part in [*launch, "--out", tmp_path]]
+    subprocess.run(command, check=True, env=environment, cwd=PROJECT, timeout=300)
+    features = features_of_changes(VQModel.from_pretrained(vqgan_folder), load_readable(triplet_folder))
+    trained, untrained = (VQModel.from_pretrained(folder) for folder in (tmp_path / "vqgan", vqgan_folder))
+    distance = lambda vqgan: torch.cdist(features, vqgan.quantize.embedding.weight).amin(1).mean()
+    assert distance(trained) < 0.8 * distance(untrained)
 
 
 def test_a_killed_training_ends_as_an_undisturbed_one(triplet_folder, tmp_path, monkeypatch):

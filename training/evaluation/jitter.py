@@ -4,7 +4,8 @@
         --limit 240 --out runs/jitter
 
 For each threshold, patches whose features move by less (squared L2 distance) keep the code they had before. Counted are the
-codes that change then, and the PSNR of the decoded picture against the true one. `rows.jsonl` takes one line a triplet;
+codes that change then, the PSNR of the decoded picture against the true one, and its error around the true change, relative to that
+change (`training.evaluation.over_editing.misdrawn`): 0 shows the outcome perfectly, 1 is about as far off as no change. `rows.jsonl` takes one line a triplet;
 `summary.json` holds means with 95 % bootstrap intervals.
 """
 
@@ -12,12 +13,14 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import VQModel
 from torch import Tensor
 
 from training.encode import encode_pictures
 from training.evaluation.intervals import mean
+from training.evaluation.over_editing import misdrawn
 from training.evaluation.rows import claim, describe_run, resume_rows, write_json
 from training.triplets import load_triplets, shards_of, to_pixels
 
@@ -26,16 +29,20 @@ THRESHOLDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 @torch.inference_mode()
 def measure(vqgan: VQModel, triplet: dict) -> dict:
-    """For each of `THRESHOLDS` how many codes change, and the decoded picture's PSNR in dB."""
+    """For each of `THRESHOLDS` how many codes change, the decoded picture's PSNR in dB, and its error around the change."""
     codes, features = encode_pictures(vqgan, [triplet["before"], triplet["after"]])
     distance = (features[1] - features[0]).square().sum(-1)
     kept = torch.stack([torch.where(distance < threshold, codes[0], codes[1]) for threshold in THRESHOLDS])
-    error = (_decode(vqgan, kept) - to_pixels([triplet["after"]])).square().mean((1, 2, 3)) / 4  # of a range of 2
+    decoded = _decode(vqgan, kept)
+    error = (decoded - to_pixels([triplet["after"]])).square().mean((1, 2, 3)) / 4  # of a range of 2
+    before, after = (np.asarray(triplet[name]) for name in ("before", "after"))
+    images = (decoded.permute(0, 2, 3, 1).numpy() + 1) / 2
     return {
         "id": triplet["id"],
         "codes": len(distance),
         "changed": (kept != codes[0]).sum(-1).tolist(),
         "psnr": (-10 * torch.log10(error)).tolist(),
+        "misdrawn": [misdrawn(image, after.astype(np.float32) / 255, before, after) for image in images],
     }
 
 
@@ -63,7 +70,7 @@ def main() -> None:
     )
     columns = enumerate(THRESHOLDS)
     summary = {
-        f"still {threshold:g}": {key: mean(row[key][i] for row in rows) for key in ("changed", "psnr")}
+        f"still {threshold:g}": {key: mean(row[key][i] for row in rows) for key in ("changed", "psnr", "misdrawn")}
         for i, threshold in columns
     }
     write_json(args.out, "summary.json", describe_run("training.evaluation.jitter") | summary)

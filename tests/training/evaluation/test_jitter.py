@@ -13,6 +13,7 @@ def test_a_higher_threshold_keeps_more_codes(triplet_folder, vqgan_folder):
     row = measure(vqgan, load_triplets(shards_of(triplet_folder))[0])
     assert row["codes"] == 16 and row["changed"] == sorted(row["changed"], reverse=True)
     assert row["psnr"][0] > 0
+    assert all(error > 0.1 for error in row["misdrawn"])  # an untrained tokenizer shows nothing
 
 
 def test_a_picture_that_does_not_change_keeps_all_codes(triplet_folder, vqgan_folder):
@@ -20,6 +21,7 @@ def test_a_picture_that_does_not_change_keeps_all_codes(triplet_folder, vqgan_fo
     row = measure(VQModel.from_pretrained(vqgan_folder), triplet | {"after": triplet["before"]})
     assert row["changed"] == [0] * len(THRESHOLDS)
     assert row["psnr"] == pytest.approx([row["psnr"][0]] * len(THRESHOLDS))
+    assert row["misdrawn"] == [0] * len(THRESHOLDS)
 
 
 def test_the_command_writes_a_summary(triplet_folder, vqgan_folder, tmp_path, monkeypatch):

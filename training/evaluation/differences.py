@@ -3,7 +3,8 @@
     python -m training.evaluation.differences training/results/eighth_checkpoint training/results/ninth_checkpoint
 
 prints, and writes as `difference.json` into the second folder, the mean difference, second minus first, in percent points
-with its 95 % bootstrap interval over episodes.
+with its 95 % bootstrap interval over episodes. Pictures are exact compared with what the checkpoint's own image tokenizer shows of
+the truth; where tokenizers differ, the error from the truth compares them. Runs of old have no such error.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from training.evaluation.intervals import mean
-from training.evaluation.outcomes import exact_success, picked
+from training.evaluation.outcomes import error_from_truth, exact_success, picked
 from training.evaluation.rows import read_rows, write_json
 
 MEASURES: dict[str, Callable[[dict], float]] = {
@@ -24,6 +25,10 @@ MEASURES: dict[str, Callable[[dict], float]] = {
     "exact, K = 1": lambda row: exact_success(row, 0),
     "right, K = 8, verified": lambda row: row["success"][picked(row, 8)],
     "exact, K = 8, verified": lambda row: exact_success(row, picked(row, 8)),
+}
+ERRORS: dict[str, Callable[[dict], float]] = {
+    "error from the truth, all candidates": lambda row: np.mean([error_from_truth(row, i) for i in range(8)]),
+    "error from the truth, K = 8, verified": lambda row: error_from_truth(row, picked(row, 8)),
 }
 
 
@@ -38,7 +43,8 @@ def differences(first: list[dict], second: list[dict]) -> dict:
             "`second` has other episodes than `first`; evaluate both with the same split, first and seed."
         )
     result = {}
-    for name, measure in MEASURES.items():
+    measures = MEASURES | (ERRORS if all("from_truth" in row for row in first + second) else {})
+    for name, measure in measures.items():
         values = 100 * np.array([[measure(row) for row in rows] for rows in (first, second)], dtype=float)
         before, after = values.mean(1).round(1).tolist()
         result[name] = {"first": before, "second": after, "difference": mean(values[1] - values[0])}

@@ -50,6 +50,8 @@ def evaluate_episode(
     truths = reconstruction["after"], episode.before, truth
     elsewhere = [changed_elsewhere(image, *truths) for image in output.images]
     errors = [misdrawn(image, *truths) for image in output.images]
+    seen = truth.astype(np.float32) / 255  # by a camera, not through the tokenizer
+    from_truth = [misdrawn(image, seen, episode.before, truth) for image in output.images]
     return {
         "scene": episode.seed,
         "verb": command.verb,
@@ -60,6 +62,7 @@ def evaluate_episode(
         "copy": [nearest[i] == len(rivals) - 1 for i in by_sampling_order],
         "elsewhere": [round(elsewhere[i], 5) for i in by_sampling_order],
         "misdrawn": [round(errors[i], 4) for i in by_sampling_order],
+        "from_truth": [round(from_truth[i], 4) for i in by_sampling_order],
         "scores": [output.scores[i] for i in by_sampling_order],
         "margins": [output.margins[i] for i in by_sampling_order],
         "named": verifier.name_action(Image.fromarray(episode.before), Image.fromarray(truth)).action,
@@ -126,9 +129,14 @@ def exact_success(row: dict, candidate: int) -> bool:
     return clean_success(row, candidate) and row["misdrawn"][candidate] <= MISDRAWN
 
 
+def error_from_truth(row: dict, candidate: int) -> float:
+    """Error around the true change, relative to it, at most 1: from the true picture, which image tokenizers show unequally well."""
+    return min(1.0, row["from_truth"][candidate])
+
+
 def figures(rows: list[dict]) -> dict:
-    """Outcome accuracy at each K, verified and by an oracle; clean and exact successes; what changed elsewhere, in percent of the
-    picture; copies; naming accuracy.
+    """Outcome accuracy at each K, verified and by an oracle; clean and exact successes; errors around the change, in percent of it;
+    what changed elsewhere, in percent of the picture; copies; naming accuracy.
     """
     return {
         **{f"verified_k{k}": proportion(row["success"][picked(row, k)] for row in rows) for k in CANDIDATE_COUNTS},
@@ -138,6 +146,8 @@ def figures(rows: list[dict]) -> dict:
         "exact_k1": proportion(exact_success(row, 0) for row in rows),
         "exact_k8_verified": proportion(exact_success(row, picked(row, 8)) for row in rows),
         "exact_oracle_k8": proportion(any(exact_success(row, i) for i in range(8)) for row in rows),
+        "error_from_truth_k1": mean(100 * error_from_truth(row, 0) for row in rows),
+        "error_from_truth_k8_verified": mean(100 * error_from_truth(row, picked(row, 8)) for row in rows),
         "changed_elsewhere_k1": mean(100 * row["elsewhere"][0] for row in rows),
         "changed_elsewhere_k8_verified": mean(100 * row["elsewhere"][picked(row, 8)] for row in rows),
         "copies_k1": proportion(row["copy"][0] for row in rows),

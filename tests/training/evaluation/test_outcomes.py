@@ -10,6 +10,7 @@ ROW = {
     "success": [False, True, False, False, False, False, False, True],
     "elsewhere": [0.0, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
     "misdrawn": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.3],
+    "from_truth": [0.1, 0.2, 0.2, 1.5, 0.2, 0.2, 0.2, 0.2],
     "copy": [True] + [False] * 7,
     "named": "Shut the door.",
     "truth": "close the door",
@@ -24,6 +25,7 @@ def test_the_verifier_picks_among_the_first_k_by_score():
 def test_figures_count_what_was_picked():
     result = figures([ROW, ROW])
     assert result["changed_elsewhere_k1"]["mean"] == 0
+    assert (result["error_from_truth_k1"]["mean"], result["error_from_truth_k8_verified"]["mean"]) == (10, 100)
     percents = {name: cell["percent"] for name, cell in result.items() if "percent" in cell}
     assert percents == {
         "verified_k1": 0.0,

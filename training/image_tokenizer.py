@@ -2,9 +2,8 @@
 
     python -m training.image_tokenizer --triplets runs/playroom/triplets/train --out runs/playroom/vqgan
 
-With --init the autoencoder of a trained one is trained on, with a new codebook. A codebook is placed by k-means among features
-of what changes: things, of whose looks there are many, not walls. It follows the features while crops are seen, is placed
-once more, and stays while the rest is trained on whole pictures.
+With --init the autoencoder of a trained one is trained on, with a new codebook. Most steps see crops, most of them of what changed.
+
 Beside reconstruction it trains for consistency: a cell that did not change between before and after should keep its
 code, because every needless flip is noise that the world model would have to learn. Checkpoints hold the whole training
 state; a run that was killed goes on from the newest complete one. `log.jsonl` holds one line per --log-every steps.
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
-from datasets import Dataset, concatenate_datasets
+from datasets import concatenate_datasets
 from diffusers import VQModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -33,8 +32,7 @@ WARM_UP_STEPS = 200  # as a plain autoencoder, before the codebook is placed amo
 REVIVE_EVERY = 50  # steps
 COMMITMENT, CONSISTENCY = 0.25, 1.0  # loss weights
 FOREGROUND_WEIGHT = 4.0  # of pixels whose colour is far from the mean colour: things, not walls
-CROP_SHARE = 0.75  # of the steps see four half-size crops of each picture instead of the whole: same cost, more things
-PLACING_PICTURES = 1200  # whose features the codebook is placed among
+CROP_SHARE = 0.6  # of the steps see four half-size crops of each picture instead of the whole: same cost, more things
 ELSEWHERE = 0.05  # how often a crop is drawn around an unchanged cell, to 1 for a changed one
 
 
@@ -84,11 +82,9 @@ class Codebook:
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
         self.embedding.copy_(features[order[torch.arange(len(self.embedding)) % len(features)]])
         for _ in range(rounds):
-            codes = torch.cat([torch.cdist(part, self.embedding).argmin(1) for part in features.split(8192)])
-            counts = torch.bincount(codes, minlength=len(self.embedding))
-            sums = torch.zeros_like(self.embedding).index_add_(0, codes, features)
-            used = counts > 0
-            self.embedding[used] = sums[used] / counts[used, None]
+            one_hot = F.one_hot(torch.cdist(features, self.embedding).argmin(1), len(self.embedding)).float()
+            used = one_hot.sum(0) > 0
+            self.embedding[used] = (one_hot.T @ features)[used] / one_hot.sum(0)[used, None]
         self.counts, self.sums = torch.ones_like(self.embedding[:, 0]), self.embedding.clone()
 
     @torch.no_grad()
@@ -176,20 +172,6 @@ def crops_of_changes(before: Tensor, after: Tensor, size: int, copies: int) -> t
     return tuple(torch.stack(crops, 1))
 
 
-@torch.no_grad()
-def features_of_changes(vqgan: VQModel, rows: Dataset) -> Tensor:
-    """Features [N, dim] of the cells of some after images that the action changed, and of one in ten of the others."""
-    rows = rows.select(range(0, len(rows), max(1, len(rows) // PLACING_PICTURES)))
-    generator, kept = torch.Generator().manual_seed(0), []
-    for batch in rows.iter(batch_size=32):
-        before, after = (to_pixels(batch[name]) for name in ("before", "after"))
-        latents = vqgan.encode(after.to(vqgan.device)).latents.cpu()
-        changed = changed_cells(before, after, latents.shape[-1]).flatten()
-        others = torch.rand(len(changed), generator=generator) < 0.1
-        kept.append(latents.permute(0, 2, 3, 1).flatten(0, 2)[changed | others])
-    return torch.cat(kept).to(vqgan.device)
-
-
 def _flip_rate(codes: Tensor, still: Tensor) -> Tensor:
     return ((codes[0] != codes[1]) & still).sum() / still.sum().clamp_min(1)
 
@@ -211,10 +193,9 @@ def train(args: argparse.Namespace) -> None:
     sample = dataset.select(range(0, len(dataset), max(1, len(dataset) // 200)))
     mean = to_pixels(sample["before"]).mean((0, 2, 3)).view(1, 3, 1, 1)
     if args.init:
-        vqgan, warm_up = with_codes(VQModel.from_pretrained(args.init), args.codes), 0
+        vqgan, warm_up = with_codes(VQModel.from_pretrained(args.init), args.codes), 1
     else:
         vqgan, warm_up = build_vqgan(codes=args.codes, size=dataset[0]["before"].width), WARM_UP_STEPS
-    settled = max(warm_up, round(CROP_SHARE * args.steps))
     vqgan.quantize.requires_grad_(False)
     model = TokenizerLoss(vqgan, mean)
     optimizer = torch.optim.AdamW(vqgan.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
@@ -228,16 +209,11 @@ def train(args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed + step)
         if step < CROP_SHARE * args.steps:
             before, after = crops_of_changes(before, after, before.shape[-1] // 2, copies=4)
-        if step in (warm_up, settled):
-            codebook.place_among(features_of_changes(vqgan, dataset))
         terms = model(before, after, codebook.embedding, quantised=step >= warm_up)
         loss = terms["reconstruction"] + COMMITMENT * terms["commitment"] + CONSISTENCY * terms["consistency"]
         descend(accelerator, loss, model, optimizer, schedule)
         features, codes = accelerator.gather(terms["features"]), accelerator.gather(terms["codes"])
-        if warm_up <= step < settled:
-            codebook.update(features, codes)
-            if step % REVIVE_EVERY == 0:
-                codebook.revive(features)
+        update_codebook(codebook, features, codes, step - warm_up)
         done = step + 1
         bar.update()
         if done % args.log_every == 0 and accelerator.is_main_process:
@@ -246,6 +222,16 @@ def train(args: argparse.Namespace) -> None:
             save(accelerator, args.out, done)
     if accelerator.is_main_process:
         vqgan.save_pretrained(args.out / "vqgan")
+
+
+def update_codebook(codebook: Codebook, features: Tensor, codes: Tensor, step: int) -> None:
+    """`step` counts from the end of the warm-up."""
+    if step == -1:
+        codebook.place_among(features)
+    elif step >= 0:
+        codebook.update(features, codes)
+        if step % REVIVE_EVERY == 0:
+            codebook.revive(features)
 
 
 def log(out: Path, step: int, terms: dict[str, Tensor], bar: tqdm) -> None:

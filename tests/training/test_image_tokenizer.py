@@ -14,11 +14,10 @@ from training.image_tokenizer import (
     TokenizerLoss,
     build_vqgan,
     crops_of_changes,
-    features_of_changes,
     unchanged_cells,
     with_codes,
 )
-from training.triplets import load_readable
+from training.triplets import load_readable, to_pixels
 
 PROJECT = Path(image_tokenizer.__file__).parents[1]
 
@@ -50,20 +49,6 @@ def test_crops_are_mostly_of_what_changed():
     assert 0.123 < share < 0.5
 
 
-def test_the_codebook_is_placed_among_what_changes(triplet_folder):
-    torch.manual_seed(0)
-    vqgan = build_vqgan(channels=(8, 8, 8, 16), codes=32, size=32).eval()
-    features = features_of_changes(vqgan, load_readable(triplet_folder))
-    assert torch.equal(features, features_of_changes(vqgan, load_readable(triplet_folder)))
-    assert 0 < len(features) < 16 * 12 and features.shape[1] == 16
-
-    codebook = Codebook(vqgan.quantize.embedding.weight.data)
-    distance = torch.cdist(features, codebook.embedding).amin(1).mean()
-    codebook.place_among(features)
-    assert torch.cdist(features, vqgan.quantize.embedding.weight).amin(1).mean() < distance / 2
-    Codebook(torch.zeros(300, 16)).place_among(features)  # more codes than features
-
-
 def test_another_codebook_leaves_the_autoencoder_as_it_is():
     vqgan = build_vqgan(channels=(8, 8, 8, 16), codes=32, size=32).eval()
     other = with_codes(vqgan, 40).eval()
@@ -78,6 +63,7 @@ def test_the_codebook_moves_to_the_features_and_revives_dead_codes():
     codebook = Codebook(torch.randn(6, 2) * 0.01)
     codebook.place_among(features)
     assert torch.cdist(features, codebook.embedding).amin(1).mean() < 0.2
+    Codebook(torch.zeros(900, 2)).place_among(features)  # more codes than features
     codebook.embedding[0] = codebook.sums[0] = torch.tensor([90.0, 90.0])
     codebook.counts[0] = 0
     assert codebook.revive(features) == 1
@@ -142,9 +128,10 @@ def test_two_processes_save_the_codebook_that_they_trained(triplet_folder, vqgan
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     command = [str(part) for part in [*launch, "--out", tmp_path]]
     subprocess.run(command, check=True, env=environment, cwd=PROJECT, timeout=300)
-    features = features_of_changes(VQModel.from_pretrained(vqgan_folder), load_readable(triplet_folder))
     trained, untrained = (VQModel.from_pretrained(folder) for folder in (tmp_path / "vqgan", vqgan_folder))
-    distance = lambda vqgan: torch.cdist(features, vqgan.quantize.embedding.weight).amin(1).mean()
+    with torch.no_grad():
+        features = untrained.encode(to_pixels(load_readable(triplet_folder)["after"])).latents.permute(0, 2, 3, 1)
+    distance = lambda vqgan: torch.cdist(features.flatten(0, 2), vqgan.quantize.embedding.weight).amin(1).mean()
     assert distance(trained) < 0.8 * distance(untrained)
 
 

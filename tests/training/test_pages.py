@@ -1,10 +1,12 @@
 """Pages for people to look at: every picture that was asked for is on them."""
 
 import numpy as np
+from diffusers import VQModel
 from PIL import Image
 
-from training import plot_pairs
+from training import plot_pairs, plot_tokenizers
 from training.evaluation import page
+from training.triplets import load_readable
 
 
 def colours(file) -> int:
@@ -31,3 +33,17 @@ def test_picks_are_drawn_beside_the_truth(checkpoint_folder, tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", arguments)
     page.main()
     assert colours(out) > 50
+
+
+def test_outcomes_are_drawn_beside_what_tokenizers_show(vqgan_folder, triplet_folder, tmp_path, monkeypatch):
+    out = tmp_path / "tokenizers.png"
+    arguments = ["plot_tokenizers", str(triplet_folder), "--vqgan", str(vqgan_folder), str(vqgan_folder)]
+    monkeypatch.setattr("sys.argv", [*arguments, "--pictures", "4", "--out", str(out)])
+    plot_tokenizers.main()
+    assert colours(out) > 50
+
+    rows, vqgan = load_readable(triplet_folder).select([0]), VQModel.from_pretrained(vqgan_folder)
+    (group,) = plot_tokenizers.reconstructions(rows, [vqgan])
+    assert group.words == rows[0]["action"] and group.pictures[0] == rows[0]["after"]
+    assert group.pictures[1].size == rows[0]["after"].size and group.pictures[1] != rows[0]["after"]
+    assert not plot_tokenizers.something_changes({"before": rows[0]["before"], "after": rows[0]["before"]})

@@ -8,6 +8,7 @@ One shard of codes for each shard of triplets, one row a scene: `before` [N] and
 """
 
 import argparse
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +35,14 @@ def encode_pixels(vqgan: VQModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
     latents = vqgan.encode(pixels).latents.float()
     codes = vqgan.quantize(latents)[2][2]
     return codes.view(len(pixels), -1), latents.flatten(2).mT
+
+
+@torch.no_grad()
+def decode_codes(vqgan: VQModel, codes: Tensor) -> Tensor:
+    """Codes, int64 [B, N], of square pictures -> pixels [B, 3, H, W] in [-1, 1]."""
+    side = math.isqrt(codes.shape[1])
+    shape = (len(codes), side, side, vqgan.config.vq_embed_dim)
+    return vqgan.decode(codes, force_not_quantize=True, shape=shape).sample.clamp(-1, 1)
 
 
 def encode_pictures(vqgan: VQModel, pictures: list) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ their triplets. Finished shards are kept, so an interrupted run resumes.
 """
 
 import argparse
-import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ from diffusers import VQModel
 from tqdm import tqdm
 
 from bwm_pipelines.new_files import new_files
-from training.encode import encode_pixels
+from training.encode import decode_codes, encode_pixels
 from training.triplets import shards_of
 
 
@@ -26,9 +25,7 @@ from training.triplets import shards_of
 def reencode(scene: dict, old: VQModel, new: VQModel) -> dict:
     """A row of coded scenes in the codes of `new`; see `training.encode`."""
     codes = torch.tensor([scene["before"], *scene["after"]])
-    side = math.isqrt(codes.shape[1])
-    pixels = old.decode(codes, force_not_quantize=True, shape=(len(codes), side, side, old.config.vq_embed_dim)).sample
-    codes, features = encode_pixels(new, pixels.clamp(-1, 1))
+    codes, features = encode_pixels(new, decode_codes(old, codes))
     distance = (features[1:] - features[:1]).square().sum(-1)
     return {**scene, "before": codes[0].tolist(), "after": codes[1:].tolist(), "distance": distance.tolist()}
 

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import VQModel
-from torch import Tensor
 
-from training.encode import encode_pictures
+from training.encode import decode_codes, encode_pictures
 from training.evaluation.intervals import mean
 from training.evaluation.over_editing import misdrawn
 from training.evaluation.rows import claim, describe_run, resume_rows, write_json
@@ -33,7 +32,7 @@ def measure(vqgan: VQModel, triplet: dict) -> dict:
     codes, features = encode_pictures(vqgan, [triplet["before"], triplet["after"]])
     distance = (features[1] - features[0]).square().sum(-1)
     kept = torch.stack([torch.where(distance < threshold, codes[0], codes[1]) for threshold in THRESHOLDS])
-    decoded = _decode(vqgan, kept)
+    decoded = decode_codes(vqgan, kept)
     error = (decoded - to_pixels([triplet["after"]])).square().mean((1, 2, 3)) / 4  # of a range of 2
     before, after = (np.asarray(triplet[name]) for name in ("before", "after"))
     images = (decoded.permute(0, 2, 3, 1).numpy() + 1) / 2
@@ -44,12 +43,6 @@ def measure(vqgan: VQModel, triplet: dict) -> dict:
         "psnr": (-10 * torch.log10(error)).tolist(),
         "misdrawn": [misdrawn(image, after.astype(np.float32) / 255, before, after) for image in images],
     }
-
-
-def _decode(vqgan: VQModel, codes: Tensor) -> Tensor:
-    side = round(codes.shape[-1] ** 0.5)
-    shape = (len(codes), side, side, vqgan.config.vq_embed_dim)
-    return vqgan.decode(codes, force_not_quantize=True, shape=shape).sample.clamp(-1, 1)
 
 
 def main() -> None:

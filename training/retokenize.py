@@ -19,7 +19,6 @@ from transformers import ChameleonForConditionalGeneration, PreTrainedTokenizerF
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.families.chameleon import image_token_name
-from bwm_pipelines.new_files import new_files
 from training.encode import encode_pixels
 from training.triplets import load_readable, to_pixels
 
@@ -102,8 +101,7 @@ def main() -> None:
     rows = load_readable(args.triplets)
     rows = rows.select(range(0, len(rows), max(1, len(rows) // args.pictures)))
     pipe = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint)
-    with new_files(args.out) as folder:
-        retokenize(pipe, VQModel.from_pretrained(args.vqgan), rows["after"]).save_pretrained(folder)
+    retokenize(pipe, VQModel.from_pretrained(args.vqgan), rows["after"]).save_pretrained(args.out)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ given the ones before it, which are true in the first pass and those of the pass
 predicted stays the truth.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,19 +25,21 @@ def draw_answers(predict: Callable[[Tensor], Tensor], ids: Tensor, labels: Tenso
     """Replaces what a model is to predict by what it would draw, in some of the sequences.
 
     Args:
-        predict: from sequences like `ids` to the logits of their last T tokens, float [scenes * actions, T, vocabulary].
+        predict: from sequences, int64 [n, 1, length], to the logits of their last T tokens, float [n, T, vocabulary].
         ids: int64 [scenes, actions, length].
         labels: of the last T tokens, int64 [scenes * actions, T]; those that are `IGNORED` stay as they are.
-        share: of the sequences, 0 to 1.
+        share: of the sequences, above 0, at most 1; at least one is drawn. Only these are read.
 
     Returns:
         int64 [scenes, actions, length].
     """
-    prompts, answers = ids.flatten(0, 1).tensor_split([-labels.shape[1]], dim=1)
+    sequences = ids.flatten(0, 1)
+    chosen = torch.randperm(len(labels), device=ids.device)[: math.ceil(share * len(labels))]
+    prompts, answers = sequences[chosen].tensor_split([-labels.shape[1]], dim=1)
     low, high = TEMPERATURES
-    temperatures = torch.empty(len(labels), 1, 1, device=ids.device).uniform_(low, high)
-    drawn = (labels != IGNORED) & (torch.rand(len(labels), 1, device=ids.device) < share)
+    temperatures = torch.empty(len(chosen), 1, 1, device=ids.device).uniform_(low, high)
+    predicted, drawn = labels[chosen] != IGNORED, sequences[chosen]
     for _ in range(PASSES):
-        draws = Categorical(logits=predict(ids).float() / temperatures).sample()
-        ids = torch.cat([prompts, torch.where(drawn, draws, answers)], dim=1).view_as(ids)
-    return ids
+        draws = Categorical(logits=predict(drawn[:, None]).float() / temperatures).sample()
+        drawn = torch.cat([prompts, torch.where(predicted, draws, answers)], dim=1)
+    return sequences.index_copy(0, chosen, drawn).view_as(ids)

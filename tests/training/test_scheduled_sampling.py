@@ -26,10 +26,10 @@ def test_what_is_not_predicted_stays():
     assert drawn[0].tolist() == [[7, 10, 11, 60, 61], [7, 10, 50, 60, 70]]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("share", [0.001, 0.3])
 def test_a_share_of_the_sequences_is_drawn(share):
     torch.manual_seed(0)
     labels = torch.tensor(ANSWER).repeat(2000, 1)
     drawn = draw_answers(count_on, IDS.repeat(1, 1000, 1), labels, share)
     changed = (drawn != IDS[:, :1]).any(-1).float().mean().item()
-    assert changed == pytest.approx(share, abs=0.05)
+    assert changed == pytest.approx(share)

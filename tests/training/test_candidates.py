@@ -8,7 +8,7 @@ from PIL import Image
 
 from bwm_pipelines import ChameleonWorldModelPipeline, default_checkpoint
 from training.playroom.actions import fold
-from training.playroom.candidates import BADLY_DRAWN, SOMETHING_ELSE, describe, imagine_shard, name_pictures
+from training.playroom.candidates import SOMETHING_ELSE, describe, imagine_shard, name_pictures
 from training.playroom.episodes import play_episode
 from training.playroom.room import Room
 from training.sequences import NOTHING, load_codes
@@ -23,17 +23,16 @@ def episode():
 
 
 @pytest.mark.parametrize(
-    ("words", "clean", "well_drawn", "expected"),
+    ("words", "clean", "expected"),
     [
-        ("open the door", True, True, "open the door"),
-        ("open the door", True, False, f"open the door, {BADLY_DRAWN}"),
-        ("open the door", False, True, f"open the door, and {SOMETHING_ELSE}"),
-        (NOTHING, True, True, NOTHING),
-        (NOTHING, False, True, SOMETHING_ELSE),
+        ("open the door", True, "open the door"),
+        ("open the door", False, f"open the door, and {SOMETHING_ELSE}"),
+        (NOTHING, True, NOTHING),
+        (NOTHING, False, SOMETHING_ELSE),
     ],
 )
-def test_words_say_what_is_wrong(words, clean, well_drawn, expected):
-    assert describe(words, clean, well_drawn) == expected
+def test_words_say_whether_something_else_changed(words, clean, expected):
+    assert describe(words, clean) == expected
 
 
 def test_true_outcomes_are_named_by_their_actions(episode):
@@ -51,13 +50,6 @@ def test_a_stain_elsewhere_is_said(episode):
     codes = world.encode_images([Image.fromarray(stained)])
     (name,) = name_pictures(world, episode, codes, np.random.default_rng(0))
     assert name.endswith(SOMETHING_ELSE)
-
-
-def test_a_ghost_is_badly_drawn(episode):
-    world = ChameleonWorldModelPipeline.from_pretrained(default_checkpoint(), dynamics_model=None)
-    ghosts = [Image.blend(*map(Image.fromarray, (episode.before, outcome.after)), 0.6) for outcome in episode.outcomes]
-    names = name_pictures(world, episode, world.encode_images(ghosts), np.random.default_rng(0))
-    assert [name.endswith(BADLY_DRAWN) for name in names] == [True] * len(ghosts)
 
 
 def test_shards_train_beside_coded_scenes(checkpoint_folder, codes_folder, tmp_path):

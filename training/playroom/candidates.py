@@ -4,7 +4,7 @@
 
 A verifier that has only seen rendered pictures finds every wrong or melted candidate new. Here some actions of each scene are
 commanded, candidates sampled, and each is named by the true outcome that it is nearest to, in words that also say whether
-something else visibly changed, and whether a thing has lost its shape, place or colour. The result is coded scenes like those of `training.encode`; give it to `training.fit`
+something else visibly changed. The result is coded scenes like those of `training.encode`; give it to `training.fit`
 beside them. Finished shards are kept, so an interrupted run resumes.
 """
 
@@ -25,14 +25,14 @@ from tqdm import tqdm
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
 from training.evaluation.outcomes import nearest_rival, pictures_of, rival_pictures
-from training.evaluation.over_editing import MISDRAWN, changed_elsewhere, is_clean, misdrawn
+from training.evaluation.over_editing import changed_elsewhere, is_clean
 from training.playroom.episodes import Episode, choose_balanced, play_episode
 from training.playroom.room import Room
 from training.sequences import NOTHING
 from training.workers import end_with_parent
 
 SCENES_PER_SHARD = 50
-SOMETHING_ELSE, BADLY_DRAWN = "something else changed", "badly drawn"
+SOMETHING_ELSE = "something else changed"
 SCHEMA = pa.schema(
     {
         "scene": pa.string(),
@@ -47,10 +47,10 @@ SCHEMA = pa.schema(
 )
 
 
-def describe(words: str, clean: bool, well_drawn: bool) -> str:
-    """What a candidate shows: the words of the outcome it is nearest to, and what is wrong with it."""
+def describe(words: str, clean: bool) -> str:
+    """What a candidate shows: the words of the outcome it is nearest to, and whether that is all."""
     if clean:
-        return words if well_drawn else f"{words}, {BADLY_DRAWN}"
+        return words
     return SOMETHING_ELSE if words == NOTHING else f"{words}, and {SOMETHING_ELSE}"
 
 
@@ -95,9 +95,8 @@ def name_pictures(
     names = []
     for image in pictures_of(world, codes):
         nearest = nearest_rival(rivals, image)
-        pictures = image, shown[nearest], episode.before, truths[nearest]
-        well_drawn = misdrawn(*pictures) <= MISDRAWN
-        names.append(describe(said[nearest], is_clean(changed_elsewhere(*pictures)), well_drawn))
+        elsewhere = changed_elsewhere(image, shown[nearest], episode.before, truths[nearest])
+        names.append(describe(said[nearest], is_clean(elsewhere)))
     return names
 
 

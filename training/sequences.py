@@ -37,14 +37,16 @@ class SceneCollator:
     def __call__(self, scenes: list[dict]) -> dict[str, Tensor]:
         """Returns `input_ids` and `labels`, int64, and `weights`, float32, each [scenes, actions, length]."""
         rng = random.Random(f"{self.seed} {self.epoch} {[scene['scene'] for scene in scenes]}")
-        sequences = self._draw(scenes, rng)
+        return self.batch(self._draw(scenes, rng), len(scenes))
+
+    def batch(self, sequences: list[Sequence], scenes: int) -> dict[str, Tensor]:
+        """Sequences of as many actions of each scene, padded to one length."""
+        paddings = self.family.tokenizer.pad_token_id, IGNORED, 0.0
         padded = [
             torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-            for rows, value in zip(
-                zip(*sequences, strict=True), (self.family.tokenizer.pad_token_id, IGNORED, 0.0), strict=True
-            )
+            for rows, value in zip(zip(*sequences, strict=True), paddings, strict=True)
         ]
-        ids, labels, weights = (rows.view(len(scenes), self.recipe.actions_per_scene, -1) for rows in padded)
+        ids, labels, weights = (rows.view(scenes, -1, rows.shape[-1]) for rows in padded)
         return {"input_ids": ids, "labels": labels, "weights": weights}
 
     def _draw(self, scenes: list[dict], rng: random.Random) -> list[Sequence]:

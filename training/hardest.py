@@ -4,16 +4,15 @@
         --checkpoint bwm_pipelines/checkpoints/playroom --share 0.33 --out runs/playroom/codes/hardest
 
 A trained model has little left to learn from most triplets: a lamp goes on, a ball rolls where nothing stands. What it
-predicts worst is things that touch or fall. Give the result to `training.fit` beside the scenes it was taken from. Finished
-shards are kept, so an interrupted run resumes.
+predicts worst is things that touch or fall, but also what happened by chance, so compare the result with
+`training.evaluation.held_out_loss`. Give it to `training.fit` beside the scenes it was taken from. Finished shards are
+kept, so an interrupted run resumes.
 """
 
 import argparse
 import os
-import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,33 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
-from training.fit import forward_logits, shared_prefix_length
+from training.evaluation.held_out_loss import losses_of
 from training.recipe import Recipe
-from training.sequences import IGNORED, SceneCollator
 from training.triplets import shards_of
 from training.workers import end_with_parent
 
 LISTS = "after", "distance", "id", "action", "inverse", "class"  # one entry for each action played in a scene
-
-
-@torch.no_grad()
-def losses_of(scene: dict, model: torch.nn.Module, collator: SceneCollator) -> Tensor:
-    """The recognition-weighted loss of each of a scene's triplets, summed over its after image: float32 [M], in nats."""
-    rng = random.Random(0)
-    batch = collator.batch([collator.forward_sequence(scene, i, rng) for i in range(len(scene["action"]))], scenes=1)
-    labels, weights = batch["labels"][0], batch["weights"][0]
-    first = int((labels != IGNORED).any(0).int().argmax()) - 1
-    prefix = min(shared_prefix_length(batch["input_ids"]), first)
-    logits = forward_logits(model, model, batch["input_ids"], prefix, first)[:, :-1].float()
-    is_image = torch.isin(torch.arange(logits.shape[-1]), collator.family.image_token_ids)
-    logits = logits.masked_fill(~is_image, float("-inf"))
-    losses = cross_entropy(logits.mT, labels[:, first + 1 :], ignore_index=IGNORED, reduction="none")
-    return (losses * weights[:, first + 1 :]).sum(1)
 
 
 def single(scene: dict, i: int) -> dict:
@@ -70,11 +52,10 @@ def keep_hardest(shard: Path, *, recipe: Recipe, checkpoint: str, share: float, 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     pipe = ChameleonWorldModelPipeline.from_pretrained(checkpoint, dynamics_model=None)
-    collator = SceneCollator(pipe.family, replace(recipe, action_dropout=0.0))
     table = pq.read_table(shard)
     scenes = table.to_pylist()
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.trainer.get("bf16", False)):
-        losses = [losses_of(scene, pipe.world_model, collator) for scene in scenes]
+        losses = [losses_of(scene, pipe.family, pipe.world_model, recipe) for scene in scenes]
     with new_files(out) as folder:
         rows = list(hardest(scenes, losses, share))
         pq.write_table(pa.Table.from_pylist(rows, table.schema), folder / shard.name)

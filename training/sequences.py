@@ -37,16 +37,14 @@ class SceneCollator:
     def __call__(self, scenes: list[dict]) -> dict[str, Tensor]:
         """Returns `input_ids` and `labels`, int64, and `weights`, float32, each [scenes, actions, length]."""
         rng = random.Random(f"{self.seed} {self.epoch} {[scene['scene'] for scene in scenes]}")
-        return self.batch(self._draw(scenes, rng), len(scenes))
-
-    def batch(self, sequences: list[Sequence], scenes: int) -> dict[str, Tensor]:
-        """Sequences of as many actions of each scene, padded to one length."""
-        paddings = self.family.tokenizer.pad_token_id, IGNORED, 0.0
+        sequences = self._draw(scenes, rng)
         padded = [
             torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-            for rows, value in zip(zip(*sequences, strict=True), paddings, strict=True)
+            for rows, value in zip(
+                zip(*sequences, strict=True), (self.family.tokenizer.pad_token_id, IGNORED, 0.0), strict=True
+            )
         ]
-        ids, labels, weights = (rows.view(scenes, -1, rows.shape[-1]) for rows in padded)
+        ids, labels, weights = (rows.view(len(scenes), self.recipe.actions_per_scene, -1) for rows in padded)
         return {"input_ids": ids, "labels": labels, "weights": weights}
 
     def _draw(self, scenes: list[dict], rng: random.Random) -> list[Sequence]:
@@ -68,7 +66,7 @@ class SceneCollator:
 
     def forward_sequence(self, scene: dict, i: int, rng: random.Random) -> Sequence:
         """The scene's action `i`: before image and words -> after image."""
-        before, after = torch.tensor(scene["before"]), torch.tensor(self._still_after(scene, i))
+        before, after = torch.tensor(scene["before"]), torch.tensor(still_after(scene, i, self.recipe.still))
         action = "" if rng.random() < self.recipe.action_dropout else scene["action"][i]
         prompt, answer = self.family.forward_prompt_ids(before, action), self.family.image_token_ids[after]
         weights = self.recipe.weights(torch.tensor(scene["distance"][i]))
@@ -85,13 +83,9 @@ class SceneCollator:
         """The scene's action `i` seen backwards: after and before image -> the inverse action."""
         return self._inverse(self._seen_after(scene, i, rng), scene["before"], scene["inverse"][i])
 
-    def _still_after(self, scene: dict, i: int) -> list[int]:
-        codes = zip(scene["before"], scene["after"][i], scene["distance"][i], strict=True)
-        return [before if distance < self.recipe.still else after for before, after, distance in codes]
-
     def _seen_after(self, scene: dict, i: int, rng: random.Random) -> list[int]:
         """The after image as a picture is encoded or as the world model imagines it: the verifier meets both."""
-        return self._still_after(scene, i) if rng.random() < 0.5 else scene["after"][i]
+        return still_after(scene, i, self.recipe.still) if rng.random() < 0.5 else scene["after"][i]
 
     def _inverse(self, before: list[int], after: list[int], action: str) -> Sequence:
         prompt = self.family.inverse_prompt_ids(torch.tensor(before), torch.tensor(after))
@@ -102,6 +96,12 @@ class SceneCollator:
             prompt_labels[images] = prompt[images]
         labels = torch.cat([prompt_labels, answer])
         return torch.cat([prompt, answer]), labels, (labels != IGNORED).float()
+
+
+def still_after(scene: dict, i: int, still: float) -> list[int]:
+    """The codes after the scene's action `i`, with those of before where features move less than `still`; see `Recipe`."""
+    codes = zip(scene["before"], scene["after"][i], scene["distance"][i], strict=True)
+    return [before if distance < still else after for before, after, distance in codes]
 
 
 def _all(scene: dict) -> list[int]:

@@ -1,4 +1,4 @@
-"""What world models lose on scenes that they were not trained on: tells apart models that no count of pictures does.
+"""What world models lose on scenes that they were not trained on: a finer measure than counts of right pictures.
 
     python -m training.evaluation.held_out_loss runs/playroom/codes/validation --recipe training/recipes/playroom_cwm.yaml \
         --checkpoint bwm_pipelines/checkpoints/playroom --models runs/playroom/cwm/checkpoint-4000 runs/playroom/cwm/final --out runs/playroom/losses

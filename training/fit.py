@@ -3,13 +3,15 @@
     python -m training.fit training/recipes/playroom_cwm.yaml --checkpoint runs/playroom/new \
         --init runs/playroom/base/final --codes runs/playroom/codes/train --out runs/playroom/world
 
-Token cross-entropy; an image token is predicted among image tokens and a word among words, as in sampling and scoring.
+Token cross-entropy; an image token is predicted among image tokens and a word among words, as in sampling and scoring. Or,
+with `draws` in a world model's recipe, a policy gradient on what it draws; the logged loss is then the mean reward, negated.
 Several folders of codes are trained on as one (Eq. 1 of the paper). Runs on one process or under `accelerate launch`. A run
 that was killed goes on from its newest whole checkpoint as if nothing had happened; `log.jsonl` holds the losses.
 """
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from transformers import ChameleonForConditionalGeneration, Trainer, TrainerCall
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.families.chameleon import ChameleonFamily
 from training.checkpoints import newest_sealed, seal
+from training.policy_gradient import TEMPERATURE, draw, negated_reward, rewards
 from training.recipe import Recipe
 from training.recognition import weighted_loss
 from training.scheduled_sampling import draw_answers
@@ -110,6 +113,53 @@ class SceneTrainer(Trainer):
         return self.accelerator.gather(weight_sum).sum()
 
 
+class DrawingTrainer(SceneTrainer):
+    """Trainer of a world model by a policy gradient on its own draws.
+
+    Args:
+        family: token layout and image tokenizer.
+        draws: see `Recipe`.
+
+    Raises:
+        ValueError: the model is sharded; sampling needs whole weights in every process.
+    """
+
+    def __init__(self, *args, family: ChameleonFamily, draws: int, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            raise ValueError("`draws` needs the whole model in every process; launch without FSDP.")
+        self.family, self.draws = family, draws
+        family.vqgan.to(self.accelerator.device)
+        self.codes = torch.full((len(family.tokenizer),), -1)  # of every token id
+        self.codes[family.image_token_ids] = torch.arange(len(family.image_token_ids))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        ids, labels = inputs["input_ids"].flatten(0, 1), inputs["labels"].flatten(0, 1)
+        triplets = zip(ids, labels, strict=True)
+        losses = [
+            self._loss_of(model, row[: int((target != IGNORED).int().argmax())], target) for row, target in triplets
+        ]
+        share = len(losses) if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
+        loss = torch.stack(losses).sum() / share
+        return (loss, {}) if return_outputs else loss
+
+    def _loss_of(self, model: torch.nn.Module, prompt: Tensor, target: Tensor) -> Tensor:
+        """The loss of one triplet: its prompt, int64 [S], and the true after image among `target`, int64 [length]."""
+        chameleon, codes = self._chameleon(model), self.codes.to(prompt.device)
+        before, after = codes[prompt][codes[prompt] >= 0], codes[target[target != IGNORED]]
+        drawn = draw(self.family, chameleon, prompt, before, self.draws)
+        image_ids, last = self.family.image_token_ids.to(prompt.device), len(prompt) - 1
+        sequences = torch.cat([prompt.expand(self.draws, -1), image_ids[drawn]], dim=1)
+        logits = forward_logits(model, chameleon, sequences[None], last, last)[:, :-1, image_ids].float()
+        log_probs = (logits / TEMPERATURE).log_softmax(-1).gather(-1, drawn[..., None]).sum((1, 2))
+        return negated_reward(log_probs, rewards(self.family, drawn, before, after))
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor:
+        """The triplets of one step: of its accumulated batches and all processes."""
+        triplets = sum(batch["input_ids"].shape[:2].numel() for batch in batch_samples)
+        return self.accelerator.gather(torch.tensor(triplets, device=device)).sum()
+
+
 class Run(TrainerCallback):
     """Tells the collator the epoch, appends every log of the trainer to `log.jsonl`, and seals every checkpoint."""
 
@@ -150,7 +200,8 @@ def train(
     is_image_token[family.image_token_ids] = True
     out.mkdir(parents=True, exist_ok=True)
     collator = SceneCollator(family, recipe, seed=recipe.trainer.get("seed", 0))
-    trainer = SceneTrainer(
+    kind = partial(DrawingTrainer, family=family, draws=recipe.draws) if recipe.draws else SceneTrainer
+    trainer = kind(
         model=model,
         is_image_token=is_image_token,
         own_draws=recipe.own_draws,

@@ -32,6 +32,8 @@ class Recipe:
         action_dropout: share of forward sequences without words: the unconditional branch of guidance.
         own_draws: share of forward sequences that go on from what the model itself draws, see `training.scheduled_sampling`;
             world model only.
+        draws: how many after images the model draws of each triplet, to be rewarded for their nearness to the true one instead
+            of learning its codes, see `training.policy_gradient`; 0 for none; world model only.
         copies: share of inverse sequences that show the before image twice and say that nothing changed.
         reversals: share of inverse batches that show after and before swapped, with the inverse action.
         lora: arguments of `peft.LoraConfig`; None trains all weights.
@@ -45,6 +47,7 @@ class Recipe:
     weights: RecognitionWeights = EVEN
     action_dropout: float = 0.0
     own_draws: float = 0.0
+    draws: int = 0
     copies: float = 0.0
     reversals: float = 0.0
     lora: dict[str, Any] | None = None
@@ -59,7 +62,7 @@ class Recipe:
 
         Raises:
             ValueError: file or changes name a key or an objective that there is not, a class weight is not above 0, or draws
-                are asked for where no after image is predicted from an action.
+                are asked for where no after image is predicted from an action, or a single one of each.
         """
         entries = yaml.safe_load(path.read_text())
         for change in changes:
@@ -73,8 +76,13 @@ class Recipe:
         for name, weight in entries.get("class_weights", {}).items():
             if not weight > 0:
                 raise ValueError(f"`class_weights` must be above 0, got {weight} for {name!r} in {path}.")
-        if entries.get("own_draws") and entries["objective"] != "world":
-            raise ValueError(f"`own_draws` needs the objective 'world', got {entries['objective']!r} in {path}.")
+        for name in ("own_draws", "draws"):
+            if entries.get(name) and entries["objective"] != "world":
+                raise ValueError(f"`{name}` needs the objective 'world', got {entries['objective']!r} in {path}.")
+        if entries.get("draws") == 1:
+            raise ValueError(
+                f"`draws` must be 0 or at least 2, as they are compared with each other, got 1 in {path}."
+            )
         if "weights" in entries:
             entries["weights"] = RecognitionWeights(**entries["weights"])
         return cls(**entries)

@@ -3,8 +3,8 @@
     python -m training.fit training/recipes/playroom_cwm.yaml --checkpoint runs/playroom/new \
         --init runs/playroom/base/final --codes runs/playroom/codes/train --out runs/playroom/world
 
-Token cross-entropy; an image token is predicted among image tokens and a word among words, as in sampling and scoring. Or,
-with `draws` in a world model's recipe, a policy gradient on what it draws; the logged loss is then the mean reward, negated.
+Token cross-entropy; an image token is predicted among image tokens and a word among words, as in sampling and scoring. A
+recipe with the objective "preference" takes folders of `training.draws` instead of codes.
 Several folders of codes are trained on as one (Eq. 1 of the paper). Runs on one process or under `accelerate launch`. A run
 that was killed goes on from its newest whole checkpoint as if nothing had happened; `log.jsonl` holds the losses.
 """
@@ -24,7 +24,7 @@ from transformers import ChameleonForConditionalGeneration, Trainer, TrainerCall
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.families.chameleon import ChameleonFamily
 from training.checkpoints import newest_sealed, seal
-from training.policy_gradient import TEMPERATURE, draw, negated_reward, rewards
+from training.preference import PairCollator, load_draws, preference_losses
 from training.recipe import Recipe
 from training.recognition import weighted_loss
 from training.scheduled_sampling import draw_answers
@@ -113,57 +113,37 @@ class SceneTrainer(Trainer):
         return self.accelerator.gather(weight_sum).sum()
 
 
-class DrawingTrainer(SceneTrainer):
-    """Trainer of a world model by a policy gradient on its own draws.
+class PreferenceTrainer(SceneTrainer):
+    """Trainer of a world model over pairs of images that it drew; see `training.preference`."""
 
-    Args:
-        family: token layout and image tokenizer.
-        draws: see `Recipe`.
-
-    Raises:
-        ValueError: the model is sharded; sampling needs whole weights in every process.
-    """
-
-    def __init__(self, *args, family: ChameleonFamily, draws: int, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled:
-            raise ValueError("`draws` needs the whole model in every process; launch without FSDP.")
-        self.family, self.draws = family, draws
-        family.vqgan.to(self.accelerator.device)
-        self.codes = torch.full((len(family.tokenizer),), -1)  # of every token id
-        self.codes[family.image_token_ids] = torch.arange(len(family.image_token_ids))
+    def __init__(self, *args, beta: float, **kwargs) -> None:
+        super().__init__(*args, own_draws=0.0, **kwargs)
+        self.beta = beta
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        ids, labels = inputs["input_ids"].flatten(0, 1), inputs["labels"].flatten(0, 1)
-        triplets = zip(ids, labels, strict=True)
-        losses = [
-            self._loss_of(model, row[: int((target != IGNORED).int().argmax())], target) for row, target in triplets
-        ]
+        ids, labels = inputs["input_ids"], inputs["labels"].flatten(0, 1)
+        first = int((labels != IGNORED).any(0).int().argmax()) - 1  # the position that predicts the first label
+        labels = labels[:, first + 1 :]
+        prefix = self._shared_prefix(ids, first)
+        logits = forward_logits(model, self._chameleon(model), ids, prefix, first)[:, :-1].float()
+        among_codes = logits.masked_fill(~self.is_image_token.to(logits.device), float("-inf")).log_softmax(-1)
+        log_probs = among_codes.gather(-1, labels.clamp_min(0)[..., None])[..., 0].where(labels != IGNORED, 0.0)
+        tokens = int((labels[0] != IGNORED).sum())
+        losses = preference_losses(log_probs.sum(1).view(-1, 2), inputs["log_probs"], tokens, self.beta)
         share = len(losses) if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
-        loss = torch.stack(losses).sum() / share
-        return (loss, {}) if return_outputs else loss
-
-    def _loss_of(self, model: torch.nn.Module, prompt: Tensor, target: Tensor) -> Tensor:
-        """The loss of one triplet: its prompt, int64 [S], and the true after image among `target`, int64 [length]."""
-        chameleon, codes = self._chameleon(model), self.codes.to(prompt.device)
-        before, after = codes[prompt][codes[prompt] >= 0], codes[target[target != IGNORED]]
-        drawn = draw(self.family, chameleon, prompt, before, self.draws)
-        image_ids, last = self.family.image_token_ids.to(prompt.device), len(prompt) - 1
-        sequences = torch.cat([prompt.expand(self.draws, -1), image_ids[drawn]], dim=1)
-        logits = forward_logits(model, chameleon, sequences[None], last, last)[:, :-1, image_ids].float()
-        log_probs = (logits / TEMPERATURE).log_softmax(-1).gather(-1, drawn[..., None]).sum((1, 2))
-        return negated_reward(log_probs, rewards(self.family, drawn, before, after))
+        loss = losses.sum() / share
+        return (loss, {"logits": logits}) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor:
-        """The triplets of one step: of its accumulated batches and all processes."""
-        triplets = sum(batch["input_ids"].shape[:2].numel() for batch in batch_samples)
-        return self.accelerator.gather(torch.tensor(triplets, device=device)).sum()
+        """The pairs of one step: of its accumulated batches and all processes."""
+        pairs = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(pairs).sum()
 
 
 class Run(TrainerCallback):
     """Tells the collator the epoch, appends every log of the trainer to `log.jsonl`, and seals every checkpoint."""
 
-    def __init__(self, out: Path, collator: SceneCollator) -> None:
+    def __init__(self, out: Path, collator: SceneCollator | PairCollator) -> None:
         self.out, self.collator = out, collator
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
@@ -199,13 +179,16 @@ def train(
     is_image_token = torch.zeros(len(family.tokenizer), dtype=torch.bool)
     is_image_token[family.image_token_ids] = True
     out.mkdir(parents=True, exist_ok=True)
-    collator = SceneCollator(family, recipe, seed=recipe.trainer.get("seed", 0))
-    kind = partial(DrawingTrainer, family=family, draws=recipe.draws) if recipe.draws else SceneTrainer
+    seed = recipe.trainer.get("seed", 0)
+    if recipe.objective == "preference":
+        load, collator, kind = load_draws, PairCollator(family, seed), partial(PreferenceTrainer, beta=recipe.beta)
+    else:
+        load, collator = load_codes, SceneCollator(family, recipe, seed)
+        kind = partial(SceneTrainer, own_draws=recipe.own_draws)
     trainer = kind(
         model=model,
         is_image_token=is_image_token,
-        own_draws=recipe.own_draws,
-        train_dataset=concatenate_datasets([load_codes(folder) for folder in codes]),
+        train_dataset=concatenate_datasets([load(folder) for folder in codes]),
         data_collator=collator,
         callbacks=[Run(out, collator)],
         args=TrainingArguments(
@@ -227,7 +210,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path, help="a YAML file, see training/recipe.py")
     parser.add_argument("--checkpoint", required=True, help="pipeline folder or Hub id: token layout, prompts, model")
     parser.add_argument("--init", help="folder of a model to start from instead of the world model")
-    parser.add_argument("--codes", nargs="+", required=True, help="folders of coded scenes")
+    parser.add_argument("--codes", nargs="+", required=True, help="folders of coded scenes, or of draws")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log.jsonl and final")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="entries that replace the recipe's")

@@ -12,7 +12,7 @@ import yaml
 
 from training.recognition import EVEN, RecognitionWeights
 
-Objective = Literal["base", "dynamics", "world"]
+Objective = Literal["base", "dynamics", "world", "preference"]
 OBJECTIVES = get_args(Objective)
 
 
@@ -22,8 +22,8 @@ class Recipe:
 
     Args:
         objective: "world" learns the after image from before and action, "dynamics" the action from before and after,
-            "base" both by turns.
-        trainer: arguments of `transformers.TrainingArguments`; a batch counts scenes.
+            "base" both by turns, "preference" which of two after images that a world model drew is nearer to the true one.
+        trainer: arguments of `transformers.TrainingArguments`; a batch counts scenes, or pairs of draws.
         actions_per_scene: triplets drawn of each scene; they share its before image.
         class_weights: how much likelier a triplet of a class is drawn than one of a class that is not named here; above 0.
         still: a patch whose features move less than this (squared L2 distance) keeps the code it had before: below it,
@@ -32,8 +32,7 @@ class Recipe:
         action_dropout: share of forward sequences without words: the unconditional branch of guidance.
         own_draws: share of forward sequences that go on from what the model itself draws, see `training.scheduled_sampling`;
             world model only.
-        draws: how many after images the model draws of each triplet, to be rewarded for their nearness to the true one instead
-            of learning its codes, see `training.policy_gradient`; 0 for none; world model only.
+        beta: how strongly preferences are held to the model that drew, see `training.preference`.
         copies: share of inverse sequences that show the before image twice and say that nothing changed.
         reversals: share of inverse batches that show after and before swapped, with the inverse action.
         lora: arguments of `peft.LoraConfig`; None trains all weights.
@@ -47,7 +46,7 @@ class Recipe:
     weights: RecognitionWeights = EVEN
     action_dropout: float = 0.0
     own_draws: float = 0.0
-    draws: int = 0
+    beta: float = 0.1
     copies: float = 0.0
     reversals: float = 0.0
     lora: dict[str, Any] | None = None
@@ -62,7 +61,7 @@ class Recipe:
 
         Raises:
             ValueError: file or changes name a key or an objective that there is not, a class weight is not above 0, or draws
-                are asked for where no after image is predicted from an action, or a single one of each.
+                are asked for where no after image is predicted from an action.
         """
         entries = yaml.safe_load(path.read_text())
         for change in changes:
@@ -76,13 +75,8 @@ class Recipe:
         for name, weight in entries.get("class_weights", {}).items():
             if not weight > 0:
                 raise ValueError(f"`class_weights` must be above 0, got {weight} for {name!r} in {path}.")
-        for name in ("own_draws", "draws"):
-            if entries.get(name) and entries["objective"] != "world":
-                raise ValueError(f"`{name}` needs the objective 'world', got {entries['objective']!r} in {path}.")
-        if entries.get("draws") == 1:
-            raise ValueError(
-                f"`draws` must be 0 or at least 2, as they are compared with each other, got 1 in {path}."
-            )
+        if entries.get("own_draws") and entries["objective"] != "world":
+            raise ValueError(f"`own_draws` needs the objective 'world', got {entries['objective']!r} in {path}.")
         if "weights" in entries:
             entries["weights"] = RecognitionWeights(**entries["weights"])
         return cls(**entries)

@@ -52,17 +52,9 @@ class SceneCollator:
         build, choices = (self.inverse_sequence if inverse else self.forward_sequence), _all
         if inverse and rng.random() < self.recipe.reversals and all(map(_reversible, scenes)):
             build, choices = self.reversed_sequence, _reversible
-        return [build(scene, i, rng) for scene in scenes for i in self._pick(scene, choices(scene), rng)]
-
-    def _pick(self, scene: dict, indices: list[int], rng: random.Random) -> list[int]:
-        """As many of the scene's actions as the recipe wants, different ones as far as there are.
-
-        Weighted sampling without replacement (Efraimidis and Spirakis 2006): the largest keys u ** (1 / weight) win.
-        """
-        wanted, weights = self.recipe.actions_per_scene, self.recipe.class_weights
-        keys = {i: rng.random() ** (1 / weights.get(scene["class"][i], 1.0)) for i in indices}
-        picks = sorted(indices, key=keys.__getitem__, reverse=True)[:wanted]
-        return picks + rng.choices(indices, k=wanted - len(picks))
+        return [
+            build(scene, i, rng) for scene in scenes for i in pick_actions(scene, choices(scene), self.recipe, rng)
+        ]
 
     def forward_sequence(self, scene: dict, i: int, rng: random.Random) -> Sequence:
         """The scene's action `i`: before image and words -> after image."""
@@ -96,6 +88,17 @@ class SceneCollator:
             prompt_labels[images] = prompt[images]
         labels = torch.cat([prompt_labels, answer])
         return torch.cat([prompt, answer]), labels, (labels != IGNORED).float()
+
+
+def pick_actions(scene: dict, indices: list[int], recipe: Recipe, rng: random.Random) -> list[int]:
+    """As many of the scene's actions `indices` as the recipe wants, different ones as far as there are.
+
+    Weighted sampling without replacement (Efraimidis and Spirakis 2006): the largest keys u ** (1 / weight) win.
+    """
+    wanted, weights = recipe.actions_per_scene, recipe.class_weights
+    keys = {i: rng.random() ** (1 / weights.get(scene["class"][i], 1.0)) for i in indices}
+    picks = sorted(indices, key=keys.__getitem__, reverse=True)[:wanted]
+    return picks + rng.choices(indices, k=wanted - len(picks))
 
 
 def still_after(scene: dict, i: int, still: float) -> list[int]:

@@ -70,21 +70,18 @@ class KillAt(TrainerCallback):
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"copies": 0.3, "reversals": 0.3},
-        {"objective": "world", "own_draws": 0.5},
-        {"objective": "world", "draws": 2},
-    ],
+    [{"copies": 0.3, "reversals": 0.3}, {"objective": "world", "own_draws": 0.5}, {"objective": "preference"}],
 )
-def test_a_killed_training_ends_as_an_undisturbed_one(checkpoint_folder, codes_folder, tmp_path, monkeypatch, changes):
-    monkeypatch.setattr(
-        "training.policy_gradient.HOPELESS", 100.0
-    )  # an untrained model's pictures earn something, too
+def test_a_killed_training_ends_as_an_undisturbed_one(
+    checkpoint_folder, codes_folder, draws_folder, tmp_path, monkeypatch, changes
+):
+    monkeypatch.setattr("training.preference.GOOD", 100.0)  # what an untrained model draws
+    preference = changes.get("objective") == "preference"
     recipe = recipe_file(tmp_path, **changes, trainer={"max_steps": 6})
-    files = checkpoint_folder, codes_folder
+    files = checkpoint_folder, draws_folder if preference else codes_folder
     run(monkeypatch, recipe, *files, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        name = "DrawingTrainer" if "draws" in changes else "SceneTrainer"
+        name = "PreferenceTrainer" if preference else "SceneTrainer"
         trainer = getattr(fit, name)
         patch.setattr(fit, name, lambda callbacks, **kw: trainer(callbacks=[*callbacks, KillAt(3)], **kw))
         run(monkeypatch, recipe, *files, tmp_path / "killed")
@@ -109,17 +106,6 @@ def test_the_loss_falls_and_a_model_can_start_from_another(checkpoint_folder, co
     (tuned, *_) = run(monkeypatch, world, checkpoint_folder, codes_folder, tmp_path / "tuned", *init)
     (fresh, *_) = run(monkeypatch, world, checkpoint_folder, codes_folder, tmp_path / "fresh")
     assert tuned["loss"] < fresh["loss"]
-
-
-def test_a_policy_gradient_logs_the_reward_and_trains(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.policy_gradient.HOPELESS", 100.0)
-    recipe = recipe_file(tmp_path, objective="world", draws=3, trainer={"per_device_train_batch_size": 2})
-    log = run(monkeypatch, recipe, checkpoint_folder, codes_folder, tmp_path / "out")
-    rows = [row for row in log if "loss" in row]
-    assert all(-1 < row["loss"] < 0 and row["grad_norm"] > 0 for row in rows)
-    start = ChameleonWorldModelPipeline.from_pretrained(checkpoint_folder).world_model.state_dict()
-    final = ChameleonForConditionalGeneration.from_pretrained(tmp_path / "out" / "final").state_dict()
-    assert any(not torch.equal(start[key], final[key]) for key in start)
 
 
 def test_own_draws_are_what_a_model_goes_on_from(checkpoint_folder, codes_folder, tmp_path, monkeypatch):
@@ -193,8 +179,6 @@ def test_a_shipped_recipe_is_taken_by_the_trainer(path, tmp_path):
         ({"objective": "all"}, "must be one of"),
         ({"class_weights": {"open": 0}}, "above 0"),
         ({"own_draws": 0.5}, "needs the objective 'world'"),
-        ({"draws": 8}, "needs the objective 'world'"),
-        ({"objective": "world", "draws": 1}, "at least 2"),
     ],
 )
 def test_a_wrong_recipe_is_refused(tmp_path, changes, message):

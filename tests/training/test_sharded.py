@@ -62,10 +62,3 @@ def test_an_adapter_of_a_sharded_model_in_bf16(checkpoint_folder, codes_folder, 
     assert all(0 < row["loss"] < 10 for row in log[:2])
     adapter = load_file(tmp_path / "out" / "final" / "adapter_model.safetensors")
     assert any(value.abs().sum() > 0 for name, value in adapter.items() if "lora_B" in name)
-
-
-def test_draws_need_whole_models(checkpoint_folder, codes_folder, tmp_path, capfd):
-    recipe = recipe_file(tmp_path, objective="world", draws=2)
-    with pytest.raises(subprocess.CalledProcessError):
-        run_sharded(recipe, checkpoint_folder, codes_folder, tmp_path / "out")
-    assert "launch without FSDP" in capfd.readouterr().err

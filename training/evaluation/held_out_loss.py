@@ -5,7 +5,8 @@
 
 The recognition-weighted loss of the true after image (Eq. 2 of the paper), summed over it, in nats: of the checkpoint's own
 world model and of each of the others, which are also compared with it scene by scene. Given scenes that a model was
-trained on, it tells how much of them the model knows by heart.
+trained on, it tells how much of them the model knows by heart. Which model draws better pictures is another question, see
+`draw_errors`: training on own draws raises this loss.
 """
 
 import argparse

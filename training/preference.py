@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from bwm_pipelines.families import ChameleonFamily
-from training.sequences import IGNORED
-from training.triplets import shards_of
+from training.sequences import IGNORED, load_codes
 
 GOOD = 0.4  # error, as a share of the change, up to which a draw can be preferred
 GAP = 0.1  # in error between the two of a pair
@@ -85,7 +84,7 @@ def load_draws(folder: str | Path) -> Dataset:
     Raises:
         ValueError: the folder holds no shards, or no pair.
     """
-    rows = load_dataset("parquet", data_files=[str(shard) for shard in shards_of(folder)], split="train")
+    rows = load_codes(folder)
     rows = rows.select([i for i, errors in enumerate(rows["error"][:]) if pairs_of(errors)])
     if not len(rows):
         raise ValueError(f"No two draws in {str(folder)!r} differ by {GAP} with the better one within {GOOD}.")

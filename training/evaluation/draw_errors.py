@@ -13,12 +13,11 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from datasets import load_dataset
 
 from training.evaluation.intervals import mean, text
 from training.evaluation.over_editing import MISDRAWN
 from training.evaluation.rows import describe_run, write_json
-from training.triplets import shards_of
+from training.sequences import load_codes
 
 MEASURES: dict[str, Callable[[np.ndarray], float]] = {
     "error": lambda errors: np.minimum(1, errors).mean(),
@@ -31,7 +30,7 @@ MEASURES: dict[str, Callable[[np.ndarray], float]] = {
 
 def read_draws(folder: Path) -> list[dict]:
     """Rows of `training.draws`, by scene and action."""
-    rows = load_dataset("parquet", data_files=[str(shard) for shard in shards_of(folder)], split="train")
+    rows = load_codes(folder)
     return sorted(
         rows.select_columns(["scene", "action", "error"]).to_list(), key=lambda row: (row["scene"], row["action"])
     )

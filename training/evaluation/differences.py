@@ -4,7 +4,7 @@
 
 prints, and writes as `difference.json` into the second folder, the mean difference, second minus first, in percent points
 with its 95 % bootstrap interval over episodes. Pictures are exact compared with what the checkpoint's own image tokenizer shows of
-the truth; where tokenizers differ, the error from the truth compares them. Runs of old have no such error.
+the truth; where tokenizers differ, the error from the truth compares them. What runs of old did not measure is left out.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from training.evaluation.intervals import mean
-from training.evaluation.outcomes import error_from_truth, exact_success, picked
+from training.evaluation.outcomes import error_from_truth, exact_success, picked, well_formed
 from training.evaluation.rows import read_rows, write_json
 
 MEASURES: dict[str, Callable[[dict], float]] = {
@@ -26,10 +26,17 @@ MEASURES: dict[str, Callable[[dict], float]] = {
     "right, K = 8, verified": lambda row: row["success"][picked(row, 8)],
     "exact, K = 8, verified": lambda row: exact_success(row, picked(row, 8)),
 }
-ERRORS: dict[str, Callable[[dict], float]] = {
-    "error from the truth, all candidates": lambda row: np.mean([error_from_truth(row, i) for i in range(8)]),
-    "error from the truth, K = 8, verified": lambda row: error_from_truth(row, picked(row, 8)),
+LATER_MEASURES: dict[str, dict[str, Callable[[dict], float]]] = {
+    "from_truth": {
+        "error from the truth, all candidates": lambda row: np.mean([error_from_truth(row, i) for i in range(8)]),
+        "error from the truth, K = 8, verified": lambda row: error_from_truth(row, picked(row, 8)),
+    },
+    "malformed": {
+        "well formed, all candidates": lambda row: np.mean([well_formed(row, i) for i in range(8)]),
+        "well formed, K = 8, verified": lambda row: well_formed(row, picked(row, 8)),
+    },
 }
+"""By the column they need, which rows of old do not have."""
 
 
 def differences(first: list[dict], second: list[dict]) -> dict:
@@ -43,7 +50,10 @@ def differences(first: list[dict], second: list[dict]) -> dict:
             "`second` has other episodes than `first`; evaluate both with the same split, first and seed."
         )
     result = {}
-    measures = MEASURES | (ERRORS if all("from_truth" in row for row in first + second) else {})
+    measures = dict(MEASURES)
+    for column, later in LATER_MEASURES.items():
+        if all(column in row for row in first + second):
+            measures |= later
     for name, measure in measures.items():
         values = 100 * np.array([[measure(row) for row in rows] for rows in (first, second)], dtype=float)
         before, after = values.mean(1).round(1).tolist()

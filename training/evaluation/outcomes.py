@@ -6,7 +6,8 @@ In each test scene one action is commanded. Every possible action is played from
 needs no judge: a generated picture counts as a success if, among the true outcomes of all actions and "nothing changed",
 it is nearest (mean squared error over pixels) to the outcome of the commanded one. Chance is 1 / number of outcomes. That is
 kinder than the eye, so a clean success is one in which, besides, nothing visible changed elsewhere, and an exact one is a
-clean one whose things have shape, place and colour of the true outcome (`over_editing`).
+clean one whose things have shape, place and colour of the true outcome (`over_editing`). Well formed is a picture whose things are
+whole, of their shape and colour, if perhaps displaced.
 
 `rows.jsonl` takes one line an episode and an interrupted run goes on after the last; `summary.json` holds the figures with
 95 % Wilson intervals; `per_verb.png` plots them.
@@ -27,7 +28,7 @@ from PIL import Image
 
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline, WorldModelOutput, default_checkpoint
 from training.evaluation.intervals import mean, proportion
-from training.evaluation.over_editing import MISDRAWN, changed_elsewhere, is_clean, misdrawn
+from training.evaluation.over_editing import MALFORMED, MISDRAWN, changed_elsewhere, is_clean, malformed, misdrawn
 from training.evaluation.rows import claim, describe_run, fingerprint, resume_rows, write_json
 from training.playroom.actions import PARAPHRASES, fold
 from training.playroom.episodes import Episode, Outcome, choose_balanced, commands_held_out, play_episode
@@ -50,6 +51,7 @@ def evaluate_episode(
     truths = reconstruction["after"], episode.before, truth
     elsewhere = [changed_elsewhere(image, *truths) for image in output.images]
     errors = [misdrawn(image, *truths) for image in output.images]
+    unexplained = [malformed(image, *truths) for image in output.images]
     seen = truth.astype(np.float32) / 255  # by a camera, not through the tokenizer
     from_truth = [misdrawn(image, seen, episode.before, truth) for image in output.images]
     return {
@@ -62,6 +64,7 @@ def evaluate_episode(
         "copy": [nearest[i] == len(rivals) - 1 for i in by_sampling_order],
         "elsewhere": [round(elsewhere[i], 5) for i in by_sampling_order],
         "misdrawn": [round(errors[i], 4) for i in by_sampling_order],
+        "malformed": [round(unexplained[i], 4) for i in by_sampling_order],
         "from_truth": [round(from_truth[i], 4) for i in by_sampling_order],
         "scores": [output.scores[i] for i in by_sampling_order],
         "margins": [output.margins[i] for i in by_sampling_order],
@@ -129,14 +132,18 @@ def exact_success(row: dict, candidate: int) -> bool:
     return clean_success(row, candidate) and row["misdrawn"][candidate] <= MISDRAWN
 
 
+def well_formed(row: dict, candidate: int) -> bool:
+    return row["malformed"][candidate] <= MALFORMED
+
+
 def error_from_truth(row: dict, candidate: int) -> float:
     """Error around the true change, relative to it, at most 1: from the true picture, which image tokenizers show unequally well."""
     return min(1.0, row["from_truth"][candidate])
 
 
 def figures(rows: list[dict]) -> dict:
-    """Outcome accuracy at each K, verified and by an oracle; clean and exact successes; errors around the change, in percent of it;
-    what changed elsewhere, in percent of the picture; copies; naming accuracy.
+    """Outcome accuracy at each K, verified and by an oracle; clean and exact successes; pictures that are well formed; errors around
+    the change, in percent of it; what changed elsewhere, in percent of the picture; copies; naming accuracy.
     """
     return {
         **{f"verified_k{k}": proportion(row["success"][picked(row, k)] for row in rows) for k in CANDIDATE_COUNTS},
@@ -146,6 +153,9 @@ def figures(rows: list[dict]) -> dict:
         "exact_k1": proportion(exact_success(row, 0) for row in rows),
         "exact_k8_verified": proportion(exact_success(row, picked(row, 8)) for row in rows),
         "exact_oracle_k8": proportion(any(exact_success(row, i) for i in range(8)) for row in rows),
+        "well_formed_k1": proportion(well_formed(row, 0) for row in rows),
+        "well_formed_k8_verified": proportion(well_formed(row, picked(row, 8)) for row in rows),
+        "well_formed_oracle_k8": proportion(any(well_formed(row, i) for i in range(8)) for row in rows),
         "error_from_truth_k1": mean(100 * error_from_truth(row, 0) for row in rows),
         "error_from_truth_k8_verified": mean(100 * error_from_truth(row, picked(row, 8)) for row in rows),
         "changed_elsewhere_k1": mean(100 * row["elsewhere"][0] for row in rows),

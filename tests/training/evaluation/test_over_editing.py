@@ -1,6 +1,6 @@
 import numpy as np
 
-from training.evaluation.over_editing import changed_elsewhere, is_clean, is_exact, misdrawn
+from training.evaluation.over_editing import changed_elsewhere, is_clean, is_exact, malformed, misdrawn
 
 BEFORE = np.zeros((64, 64, 3), np.uint8)
 TRUTH = BEFORE.copy()
@@ -46,3 +46,25 @@ def test_exact_pictures_are_clean_and_drawn_right():
 
 def test_an_action_that_changes_nothing_is_not_misdrawn():
     assert misdrawn(TRUTH / 255, BEFORE / 255, BEFORE, BEFORE) == 0
+
+
+def test_a_thing_beside_its_place_is_well_formed():
+    errors = [malformed(np.roll(TRUTH, by, axis=1) / 255, TRUTH / 255, BEFORE, TRUTH) for by in (0, 3, 5)]
+    assert errors == [
+        0,
+        0,
+        (2 * 8 + 4) / 64,
+    ]  # out of reach: two columns of the thing, and the middle of where it is not
+
+
+def test_half_a_thing_and_two_of_one_are_malformed():
+    half, other = TRUTH.copy(), TRUTH.copy()
+    half[:, 32:] = 0
+    other[..., 1:] = 0  # red, which is white elsewhere
+    errors = [malformed(image, TRUTH / 255, BEFORE, TRUTH) for image in (half / 255, picture((0, 0)), other / 255)]
+    assert errors[:2] == [(8 + 2) / 64 / 2, (64 + 25) / 64 / 2]
+    assert np.isclose(errors[2], (2 * 64 + 60 + 2 * 4) / 3 / 64 / 2)  # at its rim red is nearer to the dark floor
+    assert (
+        malformed(BEFORE / 255, TRUTH / 255, BEFORE, TRUTH) == (64 + 4) / 64 / 2
+    )  # the floor, but for the middle, is near
+    assert malformed(TRUTH / 255, BEFORE / 255, BEFORE, BEFORE) == 0

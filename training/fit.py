@@ -3,15 +3,13 @@
     python -m training.fit training/recipes/playroom_cwm.yaml --checkpoint runs/playroom/new \
         --init runs/playroom/base/final --codes runs/playroom/codes/train --out runs/playroom/world
 
-Token cross-entropy; an image token is predicted among image tokens and a word among words, as in sampling and scoring. A
-recipe with the objective "preference" takes folders of `training.draws` instead of codes.
+Token cross-entropy; an image token is predicted among image tokens and a word among words, as in sampling and scoring.
 Several folders of codes are trained on as one (Eq. 1 of the paper). Runs on one process or under `accelerate launch`. A run
 that was killed goes on from its newest whole checkpoint as if nothing had happened; `log.jsonl` holds the losses.
 """
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +22,6 @@ from transformers import ChameleonForConditionalGeneration, Trainer, TrainerCall
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.families.chameleon import ChameleonFamily
 from training.checkpoints import newest_sealed, seal
-from training.preference import PairCollator, load_draws, preference_losses
 from training.recipe import Recipe
 from training.recognition import weighted_loss
 from training.scheduled_sampling import draw_answers
@@ -113,37 +110,10 @@ class SceneTrainer(Trainer):
         return self.accelerator.gather(weight_sum).sum()
 
 
-class PreferenceTrainer(SceneTrainer):
-    """Trainer of a world model over pairs of images that it drew; see `training.preference`."""
-
-    def __init__(self, *args, beta: float, **kwargs) -> None:
-        super().__init__(*args, own_draws=0.0, **kwargs)
-        self.beta = beta
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        ids, labels = inputs["input_ids"], inputs["labels"].flatten(0, 1)
-        first = int((labels != IGNORED).any(0).int().argmax()) - 1  # the position that predicts the first label
-        labels = labels[:, first + 1 :]
-        prefix = self._shared_prefix(ids, first)
-        logits = forward_logits(model, self._chameleon(model), ids, prefix, first)[:, :-1].float()
-        among_codes = logits.masked_fill(~self.is_image_token.to(logits.device), float("-inf")).log_softmax(-1)
-        log_probs = among_codes.gather(-1, labels.clamp_min(0)[..., None])[..., 0].where(labels != IGNORED, 0.0)
-        tokens = int((labels[0] != IGNORED).sum())
-        losses = preference_losses(log_probs.sum(1).view(-1, 2), inputs["log_probs"], tokens, self.beta)
-        share = len(losses) if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
-        loss = losses.sum() / share
-        return (loss, {"logits": logits}) if return_outputs else loss
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> Tensor:
-        """The pairs of one step: of its accumulated batches and all processes."""
-        pairs = torch.tensor(sum(len(batch["input_ids"]) for batch in batch_samples), device=device)
-        return self.accelerator.gather(pairs).sum()
-
-
 class Run(TrainerCallback):
     """Tells the collator the epoch, appends every log of the trainer to `log.jsonl`, and seals every checkpoint."""
 
-    def __init__(self, out: Path, collator: SceneCollator | PairCollator) -> None:
+    def __init__(self, out: Path, collator: SceneCollator) -> None:
         self.out, self.collator = out, collator
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
@@ -179,16 +149,12 @@ def train(
     is_image_token = torch.zeros(len(family.tokenizer), dtype=torch.bool)
     is_image_token[family.image_token_ids] = True
     out.mkdir(parents=True, exist_ok=True)
-    seed = recipe.trainer.get("seed", 0)
-    if recipe.objective == "preference":
-        load, collator, kind = load_draws, PairCollator(family, seed), partial(PreferenceTrainer, beta=recipe.beta)
-    else:
-        load, collator = load_codes, SceneCollator(family, recipe, seed)
-        kind = partial(SceneTrainer, own_draws=recipe.own_draws)
-    trainer = kind(
+    collator = SceneCollator(family, recipe, seed=recipe.trainer.get("seed", 0))
+    trainer = SceneTrainer(
         model=model,
         is_image_token=is_image_token,
-        train_dataset=concatenate_datasets([load(folder) for folder in codes]),
+        own_draws=recipe.own_draws,
+        train_dataset=concatenate_datasets([load_codes(folder) for folder in codes]),
         data_collator=collator,
         callbacks=[Run(out, collator)],
         args=TrainingArguments(
@@ -210,7 +176,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path, help="a YAML file, see training/recipe.py")
     parser.add_argument("--checkpoint", required=True, help="pipeline folder or Hub id: token layout, prompts, model")
     parser.add_argument("--init", help="folder of a model to start from instead of the world model")
-    parser.add_argument("--codes", nargs="+", required=True, help="folders of coded scenes, or of draws")
+    parser.add_argument("--codes", nargs="+", required=True, help="folders of coded scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log.jsonl and final")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="entries that replace the recipe's")

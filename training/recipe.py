@@ -12,7 +12,7 @@ import yaml
 
 from training.recognition import EVEN, RecognitionWeights
 
-Objective = Literal["base", "dynamics", "world", "preference"]
+Objective = Literal["base", "dynamics", "world"]
 OBJECTIVES = get_args(Objective)
 
 
@@ -22,8 +22,8 @@ class Recipe:
 
     Args:
         objective: "world" learns the after image from before and action, "dynamics" the action from before and after,
-            "base" both by turns, "preference" which of two after images that a world model drew is nearer to the true one.
-        trainer: arguments of `transformers.TrainingArguments`; a batch counts scenes, or pairs of draws.
+            "base" both by turns.
+        trainer: arguments of `transformers.TrainingArguments`; a batch counts scenes.
         actions_per_scene: triplets drawn of each scene; they share its before image.
         class_weights: how much likelier a triplet of a class is drawn than one of a class that is not named here; above 0.
         still: a patch whose features move less than this (squared L2 distance) keeps the code it had before: below it,
@@ -32,7 +32,6 @@ class Recipe:
         action_dropout: share of forward sequences without words: the unconditional branch of guidance.
         own_draws: share of forward sequences that go on from what the model itself draws, see `training.scheduled_sampling`;
             world model only.
-        beta: how strongly preferences are held to the model that drew, see `training.preference`.
         copies: share of inverse sequences that show the before image twice and say that nothing changed.
         reversals: share of inverse batches that show after and before swapped, with the inverse action.
         lora: arguments of `peft.LoraConfig`; None trains all weights.
@@ -46,7 +45,6 @@ class Recipe:
     weights: RecognitionWeights = EVEN
     action_dropout: float = 0.0
     own_draws: float = 0.0
-    beta: float = 0.1
     copies: float = 0.0
     reversals: float = 0.0
     lora: dict[str, Any] | None = None

@@ -117,7 +117,7 @@ def _reversible(scene: dict) -> list[int]:
 
 
 def load_codes(folder: str | Path) -> Dataset:
-    """Scenes that `training.encode` wrote, or rows of `training.draws`.
+    """Scenes that `training.encode` wrote, or rows of `training.evaluation.draws`.
 
     Raises:
         ValueError: if the folder holds no shards.

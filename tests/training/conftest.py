@@ -6,13 +6,10 @@ import pytest
 import torch
 from diffusers import VQModel
 
-from training.draws import draw_shard
 from training.encode import encode_shard
 from training.image_tokenizer import build_vqgan
 from training.new_checkpoint import new_checkpoint
 from training.playroom.triplets import write_shard
-from training.recipe import Recipe
-from training.sequences import load_codes
 from training.triplets import shards_of
 
 SIZE = 32
@@ -49,14 +46,4 @@ def checkpoint_folder(vqgan_folder, tmp_path_factory: pytest.TempPathFactory) ->
     torch.manual_seed(0)
     vqgan = VQModel.from_pretrained(vqgan_folder)
     new_checkpoint(vqgan, image_size=SIZE, width=64, layers=1, positions=128).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def draws_folder(checkpoint_folder, codes_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What that checkpoint draws in those scenes."""
-    folder = tmp_path_factory.mktemp("draws")
-    shard = "00000.parquet", load_codes(codes_folder).to_list()
-    recipe = Recipe("world", actions_per_scene=2)
-    draw_shard(shard, checkpoint=str(checkpoint_folder), recipe=recipe, candidates=4, out=folder)
     return folder

@@ -2,7 +2,7 @@
 
     python -m training.evaluation.draw_errors runs/playroom/draws_before runs/playroom/draws_after --out runs/playroom/errors
 
-compares folders that `training.draws` wrote of the same coded scenes, unseen ones, with the same recipe and number of
+compares folders that `training.evaluation.draws` wrote of the same coded scenes, unseen ones, with the same recipe and number of
 candidates, and different checkpoints. A measure of pictures without any verifier, finer than counts of right outcomes; the loss on
 true after images (`held_out_loss`) can fall while the pictures stay as they are.
 """
@@ -15,25 +15,32 @@ from pathlib import Path
 import numpy as np
 
 from training.evaluation.intervals import mean, text
-from training.evaluation.over_editing import MISDRAWN
+from training.evaluation.over_editing import MALFORMED, MISDRAWN
 from training.evaluation.rows import describe_run, write_json
 from training.sequences import load_codes
 
-MEASURES: dict[str, Callable[[np.ndarray], float]] = {
-    "error": lambda errors: np.minimum(1, errors).mean(),
-    "error of the best": lambda errors: min(1, errors.min()),
-    "near": lambda errors: (errors <= MISDRAWN).mean(),
-    "near, the best": lambda errors: errors.min() <= MISDRAWN,
+COLUMNS = ("error", "malformed")
+MEASURES: dict[str, Callable[[dict[str, np.ndarray]], float]] = {
+    "error": lambda row: np.minimum(1, row["error"]).mean(),
+    "error of the best": lambda row: min(1, row["error"].min()),
+    "near": lambda row: (row["error"] <= MISDRAWN).mean(),
+    "near, the best": lambda row: row["error"].min() <= MISDRAWN,
+    "well formed": lambda row: (row["malformed"] <= MALFORMED).mean(),
+    "well formed, the best": lambda row: row["malformed"].min() <= MALFORMED,
 }
-"""Of the errors of one action's draws, float [K]: capped at 1, about that of no change; near are those of at most `MISDRAWN`."""
+"""Of one action's draws, each column float [K]. Errors are capped at 1, about that of no change; near are those of at most `MISDRAWN`."""
 
 
 def read_draws(folder: Path) -> list[dict]:
-    """Rows of `training.draws`, by scene and action."""
+    """Rows of `training.evaluation.draws`, by scene and action."""
     rows = load_codes(folder)
     return sorted(
-        rows.select_columns(["scene", "action", "error"]).to_list(), key=lambda row: (row["scene"], row["action"])
+        rows.select_columns(["scene", "action", *COLUMNS]).to_list(), key=lambda row: (row["scene"], row["action"])
     )
+
+
+def arrays(row: dict) -> dict[str, np.ndarray]:
+    return {column: np.array(row[column]) for column in COLUMNS}
 
 
 def compare(first: list[dict], second: list[dict]) -> dict:
@@ -47,7 +54,7 @@ def compare(first: list[dict], second: list[dict]) -> dict:
     scenes = [list(group) for _, group in groupby(range(len(first)), key=lambda i: first[i]["scene"])]
     result = {"actions": len(first)}
     for name, measure in MEASURES.items():
-        values = 100 * np.array([[measure(np.array(row["error"])) for row in rows] for rows in (first, second)])
+        values = 100 * np.array([[measure(arrays(row)) for row in rows] for rows in (first, second)])
         before, after = ([part[scene].mean() for scene in scenes] for part in values)
         result[name] = {"mean": mean(after), "difference": mean(np.subtract(after, before))}
     return result

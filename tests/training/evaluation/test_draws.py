@@ -1,13 +1,13 @@
 import os
-import sys
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from bwm_pipelines import ChameleonWorldModelPipeline
-from training import draws
-from training.draws import draw_scene, errors
+from training.evaluation import draws
+from training.evaluation.draws import draw_scene, errors
 from training.recipe import Recipe
 from training.sequences import load_codes
 
@@ -24,25 +24,22 @@ def scene(codes_folder):
     return next(s for s in load_codes(codes_folder) if any(s["before"] != after for after in s["after"]))
 
 
-def test_errors_are_relative_to_the_change(pipe, scene):
-    before = torch.tensor(scene["before"])
-    after = next(torch.tensor(after) for after in scene["after"] if after != scene["before"])
-    assert errors(pipe.family, torch.stack([after, before]), before, after).tolist() == [0.0, 1.0]
+def test_errors_are_relative_to_the_change():
+    before, after = np.zeros((8, 8, 3)), np.ones((8, 8, 3))
+    assert errors(np.stack([after, before, (before + 3 * after) / 4]), before, after) == [0.0, 1.0, 0.25]
 
 
-def test_a_row_holds_what_the_checkpoint_draws_and_how_likely_it_was(pipe, scene):
+def test_a_row_holds_what_the_checkpoint_draws_and_how_far_that_is_from_the_truth(pipe, scene):
     recipe = Recipe("world", actions_per_scene=len(scene["action"]))
     rows = draw_scene(pipe, scene, recipe, 3)
     assert {row["action"] for row in rows} <= set(scene["action"]) and rows == draw_scene(pipe, scene, recipe, 3)
-    family, row = pipe.family, rows[0]
-    drawn = torch.tensor(row["drawn"])
-    assert drawn.shape == (3, family.num_image_tokens) and len({*map(tuple, row["drawn"])}) > 1
-    prompt = family.forward_prompt_ids(torch.tensor(row["before"]), row["action"])
-    ids = torch.cat([prompt.expand(3, -1), family.image_token_ids[drawn]], dim=1)
-    with torch.no_grad(), family.image_logits(pipe.world_model):
-        logits = pipe.world_model(input_ids=ids).logits[:, len(prompt) - 1 : -1, family.image_token_ids]
-    expected = logits.log_softmax(-1).gather(-1, drawn[..., None]).sum((1, 2))
-    assert row["log_prob"] == pytest.approx(expected.tolist(), abs=1e-3)
+    row = rows[0]
+    after = scene["after"][scene["action"].index(row["action"])]
+    shown = pipe.family.decode_image(torch.tensor([row["before"], after, *row["drawn"]]))
+    change, *distances = ((one - shown[1]).abs().sum().item() for one in (shown[0], *shown[2:]))
+    assert len({*map(tuple, row["drawn"])}) > 1
+    assert row["error"] == pytest.approx([distance / change for distance in distances], rel=1e-4)
+    assert all(0 < least <= error for least, error in zip(row["malformed"], row["error"], strict=True))
 
 
 def test_an_action_that_changes_nothing_has_no_row(pipe, scene):
@@ -65,22 +62,3 @@ def test_finished_shards_are_kept_and_a_lost_one_comes_back_the_same(
     first.unlink()
     draws.main()
     assert pq.read_table(first).equals(lost) and os.stat(second).st_mtime_ns == kept
-
-
-def test_one_candidate_cannot_be_compared(checkpoint_folder, codes_folder, tmp_path, monkeypatch, capsys):
-    command = [
-        "draws",
-        codes_folder,
-        "--checkpoint",
-        checkpoint_folder,
-        "--recipe",
-        "r",
-        "--candidates",
-        1,
-        "--out",
-        tmp_path,
-    ]
-    monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-    with pytest.raises(SystemExit):
-        draws.main()
-    assert "at least 2" in capsys.readouterr().err

@@ -1,11 +1,11 @@
-"""After images that the world model draws in training scenes, and how far each is from the true outcome.
+"""After images that a world model draws in coded scenes, and how far each is from the true outcome.
 
-    python -m training.draws runs/playroom/codes/train --checkpoint CHECKPOINT --recipe training/recipes/playroom_cwm.yaml \
-        --candidates 8 --out runs/playroom/draws
+    python -m training.evaluation.draws runs/playroom/codes/validation --checkpoint CHECKPOINT \
+        --recipe training/recipes/playroom_cwm.yaml --candidates 4 --out runs/playroom/draws
 
-What `training.fit` learns preferences from. One row for each action that the recipe picks of a scene: `scene`, `class`,
-`action`, `before` [N], `drawn` [K, N] as the checkpoint samples by default, `error` [K] and, for each drawn image, its
-`log_prob` [K] by the world model, without temperature or guidance. Finished shards are kept, so an interrupted run resumes.
+What `training.evaluation.draw_errors` compares. One row for each action that the recipe picks of a scene: `scene`, `class`,
+`action`, `before` [N], `drawn` [K, N] as the checkpoint samples by default, and of each drawn image its `error` [K] and how
+`malformed` [K] it is. Finished shards are kept, so an interrupted run resumes.
 """
 
 import argparse
@@ -17,16 +17,16 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from bwm_pipelines import ChameleonWorldModelPipeline
-from bwm_pipelines.families import ChameleonFamily
 from bwm_pipelines.new_files import new_files
-from training.evaluation.likelihood import image_log_probs
+from training.evaluation.outcomes import pictures_of
+from training.evaluation.over_editing import malformed
 from training.recipe import Recipe
 from training.sequences import load_codes, pick_actions, still_after
 from training.workers import end_with_parent
@@ -40,33 +40,26 @@ SCHEMA = pa.schema(
         "before": pa.list_(pa.int64()),
         "drawn": pa.list_(pa.list_(pa.int64())),
         "error": pa.list_(pa.float32()),
-        "log_prob": pa.list_(pa.float32()),
+        "malformed": pa.list_(pa.float32()),
     }
 )
 
 
-@torch.no_grad()
-def errors(family: ChameleonFamily, drawn: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """How far drawn after images are from the true one, relative to the change: 0 for that, 1 for the before image.
+def errors(drawn: np.ndarray, before: np.ndarray, after: np.ndarray) -> list[float]:
+    """How far drawn pictures are from the true one, relative to the change: 0 for that, 1 for the before image.
 
-    Both are sums of absolute differences of pixels, as the image tokenizer shows them.
+    Both are sums of absolute differences.
 
     Args:
-        family: the image tokenizer.
-        drawn: codes, int64 [K, N].
-        before, after: codes of the true images, int64 [N], not the same.
-
-    Returns:
-        float32 [K], 0 or more.
+        drawn: float [K, H, W, 3].
+        before, after: the true pictures as the image tokenizer shows them, float [H, W, 3], not the same.
     """
-    shown = family.decode_image(torch.cat([before[None], after[None], drawn]))
-    change = (shown[0] - shown[1]).abs().sum()
-    return (shown[2:] - shown[1]).abs().sum((1, 2, 3)) / change
+    return (np.abs(drawn - after).sum((1, 2, 3)) / np.abs(before - after).sum()).tolist()
 
 
 def draw_scene(pipe: ChameleonWorldModelPipeline, scene: dict, recipe: Recipe, candidates: int) -> list[dict]:
     """Rows of some actions of a coded scene, as `recipe` picks and weights them; an action that changes nothing has none."""
-    rng, rows, family = random.Random(f"draws {scene['scene']}"), [], pipe.family
+    rng, rows = random.Random(f"draws {scene['scene']}"), []
     before = torch.tensor(scene["before"])
     for i in pick_actions(scene, list(range(len(scene["action"]))), recipe, rng):
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
@@ -74,8 +67,8 @@ def draw_scene(pipe: ChameleonWorldModelPipeline, scene: dict, recipe: Recipe, c
         if torch.equal(before, after):
             continue
         drawn = pipe(before, action, num_candidates=candidates, generator=generator, output_type="latent").codes
-        prompts = [family.forward_prompt_ids(before, action)] * candidates
-        log_probs = torch.stack(image_log_probs(family, pipe.world_model, prompts, list(drawn))).sum(1)
+        shown_before, shown_after, *shown = pictures_of(pipe, torch.cat([before[None], after[None], drawn]))
+        true = _to_uint8(shown_before), _to_uint8(shown_after)
         rows.append(
             {
                 "scene": scene["scene"],
@@ -83,11 +76,15 @@ def draw_scene(pipe: ChameleonWorldModelPipeline, scene: dict, recipe: Recipe, c
                 "action": action,
                 "before": scene["before"],
                 "drawn": drawn.tolist(),
-                "error": errors(family, drawn, before, after).tolist(),
-                "log_prob": log_probs.tolist(),
+                "error": errors(np.stack(shown), shown_before, shown_after),
+                "malformed": [malformed(one, shown_after, *true) for one in shown],
             }
         )
     return rows
+
+
+def _to_uint8(picture: np.ndarray) -> np.ndarray:
+    return (255 * picture).round().astype(np.uint8)
 
 
 def draw_shard(shard: tuple[str, list[dict]], *, checkpoint: str, recipe: Recipe, candidates: int, out: Path) -> None:
@@ -116,12 +113,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="pipeline folder with the world model")
     parser.add_argument("--recipe", type=Path, required=True, help="the world model's, see training/recipe.py")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="entries that replace the recipe's")
-    parser.add_argument("--candidates", type=int, default=8, help="after images drawn for each action, at least 2")
+    parser.add_argument("--candidates", type=int, default=4, help="after images drawn for each action")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
-    if args.candidates < 2:
-        parser.error(f"argument --candidates: must be at least 2, as they are compared, got {args.candidates}")
     args.out.mkdir(parents=True, exist_ok=True)
     draw = partial(
         draw_shard,

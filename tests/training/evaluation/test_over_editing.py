@@ -50,11 +50,8 @@ def test_an_action_that_changes_nothing_is_not_misdrawn():
 
 def test_a_thing_beside_its_place_is_well_formed():
     errors = [malformed(np.roll(TRUTH, by, axis=1) / 255, TRUTH / 255, BEFORE, TRUTH) for by in (0, 3, 5)]
-    assert errors == [
-        0,
-        0,
-        (2 * 8 + 4) / 64,
-    ]  # out of reach: two columns of the thing, and the middle of where it is not
+    out_of_reach = 2 * 8 + 4  # two columns of the thing, and the middle of where it is not
+    assert errors == [0, 0, out_of_reach / 64]
 
 
 def test_half_a_thing_and_two_of_one_are_malformed():
@@ -64,7 +61,6 @@ def test_half_a_thing_and_two_of_one_are_malformed():
     errors = [malformed(image, TRUTH / 255, BEFORE, TRUTH) for image in (half / 255, picture((0, 0)), other / 255)]
     assert errors[:2] == [(8 + 2) / 64 / 2, (64 + 25) / 64 / 2]
     assert np.isclose(errors[2], (2 * 64 + 60 + 2 * 4) / 3 / 64 / 2)  # at its rim red is nearer to the dark floor
-    assert (
-        malformed(BEFORE / 255, TRUTH / 255, BEFORE, TRUTH) == (64 + 4) / 64 / 2
-    )  # the floor, but for the middle, is near
+    nothing = malformed(BEFORE / 255, TRUTH / 255, BEFORE, TRUTH)
+    assert nothing == (64 + 4) / 64 / 2  # the floor is near, but for the middle
     assert malformed(TRUTH / 255, BEFORE / 255, BEFORE, BEFORE) == 0

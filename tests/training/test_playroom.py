@@ -10,7 +10,13 @@ import pytest
 from training.playroom import scenes, triplets, videos
 from training.playroom.actions import ALL_ACTIONS, PARAPHRASES, VERBS, Action, fold
 from training.playroom.contact_sheet import draw_episodes
-from training.playroom.episodes import choose_balanced, commands_held_out, play_episode, visibly_different
+from training.playroom.episodes import (
+    choose_balanced,
+    commands_held_out,
+    moves_another,
+    play_episode,
+    visibly_different,
+)
 from training.playroom.model import DOOR_ANGLE, DRAWER_TRAVEL
 from training.playroom.physics import play
 from training.playroom.room import Room
@@ -123,6 +129,22 @@ def test_an_episode_can_begin_after_actions_that_nobody_commands(room):
     assert visibly_different(first.before, later.before)
     assert np.array_equal(later.before, same.before)
     assert later.outcomes and not any(commands_held_out(outcome.action) for outcome in later.outcomes)
+
+
+def test_only_actions_that_move_another_thing_as_well(room):
+    episode = play_episode(room, "train", 7, SIZE, colliding=True)
+    everything = play_episode(room, "train", 7, SIZE)
+    assert 0 < len(episode.outcomes) < len(everything.outcomes)
+    assert {o.action for o in episode.outcomes} < {o.action for o in everything.outcomes}
+
+
+def test_what_moves_another_thing(room):
+    things = (Thing("red", "cube", (-0.3, -0.3)), Thing("blue", "cylinder", (-0.1, -0.3)))
+    room.load(Scene(things, bowl=(0.3, 0.0), door_open=False, drawer_open=False, lamp_on=False))
+    state = room.save()
+    assert moves_another(room, state, Action("push right", "red cube"))
+    assert not moves_another(room, state, Action("push left", "red cube"))
+    assert not moves_another(room, state, Action("lamp on"))
 
 
 def test_outcomes_of_one_state_differ_from_it_and_from_each_other(room):

@@ -37,6 +37,7 @@ def write_shard(
     out: Path,
     first: int = 0,
     earlier: int = 0,
+    colliding: bool = False,
 ) -> int:
     """Plays the scenes of one shard and writes their triplets; returns how many. An existing shard is left alone."""
     path = out / f"{shard:05d}.parquet"
@@ -44,7 +45,7 @@ def write_shard(
         return pq.read_metadata(path).num_rows
     room, rows = Room(), []
     for index in range(shard * SCENES_PER_SHARD, min((shard + 1) * SCENES_PER_SHARD, scenes)):
-        rows += triplet_rows(play_episode(room, split, first + index, size, actions_per_scene, earlier))
+        rows += triplet_rows(play_episode(room, split, first + index, size, actions_per_scene, earlier, colliding))
     room.close()
     temporary = path.with_suffix(".tmp")
     pq.write_table(pa.Table.from_pylist(rows), temporary)
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="index of the first scene of the split")
     parser.add_argument("--actions-per-scene", type=int, default=6, help="actions played from each state")
     parser.add_argument("--earlier", type=int, default=0, help="random actions played before the first picture")
+    parser.add_argument("--colliding", action="store_true", help="only actions that move another thing as well")
     parser.add_argument("--size", type=int, default=96, help="picture side in pixels")
     parser.add_argument("--out", type=Path, required=True, help="folder for the Parquet shards")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
@@ -101,6 +103,7 @@ def main() -> None:
         first=args.first,
         actions_per_scene=args.actions_per_scene,
         earlier=args.earlier,
+        colliding=args.colliding,
         size=args.size,
         out=args.out,
     )

@@ -236,3 +236,13 @@ def test_a_contact_sheet_shows_every_outcome(room):
     for picture in (episode.before, *(outcome.after for outcome in episode.outcomes)):
         windows = np.lib.stride_tricks.sliding_window_view(sheet[..., 0], (SIZE, SIZE))
         assert (windows[21] == picture[..., 0]).all((1, 2)).any()
+
+
+def test_a_shard_whose_scenes_have_no_such_action_has_no_rows_but_its_columns(tmp_path):
+    assert (
+        triplets.write_shard(
+            0, split="train", scenes=1, first=1, actions_per_scene=3, size=SIZE, out=tmp_path, colliding=True
+        )
+        == 0
+    )
+    assert pq.read_schema(tmp_path / "00000.parquet").names == triplets.SCHEMA.names

@@ -25,6 +25,21 @@ from training.playroom.room import Room
 from training.workers import end_with_parent
 
 SCENES_PER_SHARD = 100
+IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.null()})  # as `datasets.Image` stores it
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "scene": pa.string(),
+        "before": IMAGE,
+        "after": IMAGE,
+        "action": pa.string(),
+        "source": pa.string(),
+        "class": pa.string(),
+        "plain": pa.string(),
+        "inverse": pa.string(),
+        "held_out": pa.bool_(),
+    }
+)
 
 
 def write_shard(
@@ -48,7 +63,7 @@ def write_shard(
         rows += triplet_rows(play_episode(room, split, first + index, size, actions_per_scene, earlier, colliding))
     room.close()
     temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(rows), temporary)
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
     os.replace(temporary, path)
     return len(rows)
 

@@ -239,10 +239,6 @@ def test_a_contact_sheet_shows_every_outcome(room):
 
 
 def test_a_shard_whose_scenes_have_no_such_action_has_no_rows_but_its_columns(tmp_path):
-    assert (
-        triplets.write_shard(
-            0, split="train", scenes=1, first=1, actions_per_scene=3, size=SIZE, out=tmp_path, colliding=True
-        )
-        == 0
-    )
+    options = {"split": "train", "scenes": 1, "first": 1, "actions_per_scene": 3, "size": SIZE, "out": tmp_path}
+    assert triplets.write_shard(0, **options, colliding=True) == 0
     assert pq.read_schema(tmp_path / "00000.parquet").names == triplets.SCHEMA.names

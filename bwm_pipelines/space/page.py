@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import gradio as gr
-from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
 from bwm_pipelines.pictures import film_strip, save_gif
 from bwm_pipelines.space import examples
+from bwm_pipelines.space.cached_files import cached_file, cached_picture
 from bwm_pipelines.space.desk import Desk
 from bwm_pipelines.space.interruption import Progress
 from bwm_pipelines.space.limits import Limits, check_action, check_image, check_whole, read_upload
@@ -155,7 +154,7 @@ def _name_tab(desk: Desk, playroom: bool) -> None:
                     case Named():
                         yield {named: event.action, details: event._asdict()}
                     case Evidence():
-                        yield {heatmap: event.picture, words: words_of(event)}
+                        yield {heatmap: cached_picture(event.picture), words: words_of(event)}
                     case Progress():
                         yield {status: bar(*event)}
             yield {status: done("Named.")}
@@ -195,7 +194,7 @@ def _roll_out_tab(desk: Desk, playroom: bool) -> None:
         image: Image.Image | None, actions: str, count: float, seed: float, request: gr.Request
     ) -> Iterator[Updates]:
         """Let actions, one a line, follow one another: a film strip and a GIF."""
-        with told(), tempfile.TemporaryDirectory(prefix="bwm-") as folder:
+        with told():
             check_image(image, "an image of the scene at the start")
             lines = [check_action(line, desk.limits) for line in (actions or "").splitlines() if line.strip()]
             check_whole("The number of actions", len(lines), 1, desk.limits.actions)
@@ -205,10 +204,12 @@ def _roll_out_tab(desk: Desk, playroom: bool) -> None:
             for event in desk.run(request, desk.roll_out, image, lines, count, seed):
                 match event:
                     case Frames(frames):
-                        save_gif(frames, Path(folder, "rollout.gif"))
-                        gif = save_file_to_cache(Path(folder, "rollout.gif"), cache_dir=film.GRADIO_CACHE)
                         steps = [dict(zip(frame._fields[1:], frame[1:], strict=True)) for frame in frames[1:]]
-                        yield {strip: film_strip(frames), film: gif, details: {"steps": steps}}
+                        yield {
+                            strip: cached_picture(film_strip(frames)),
+                            film: cached_file("rollout.gif", partial(save_gif, frames)),
+                            details: {"steps": steps},
+                        }
                     case Progress():
                         yield {status: bar(*event)}
             yield {status: done("Each step starts from the best image of the one before.")}

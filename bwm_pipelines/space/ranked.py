@@ -9,6 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from bwm_pipelines.images import square
+from bwm_pipelines.space.cached_files import cached_picture
 from bwm_pipelines.space.desk import Desk
 from bwm_pipelines.space.interruption import Progress
 from bwm_pipelines.space.parts import ONE_AT_A_TIME, Updates, bar, done, numbers_panel, picture, told
@@ -54,10 +55,10 @@ class Results:
     def show(self, event: Drafts | Ranking | Evidence) -> Updates:
         match event:
             case Drafts(images):
-                return {self.gallery: [(image, "imagining …") for image in images]}
+                return {self.gallery: [(cached_picture(image), "imagining …") for image in images]}
             case Evidence(picture):
-                return {self.heatmap: picture, self.words: words_of(event)}
-        images = [(image, caption) for image, caption, _ in _entries(event)]
+                return {self.heatmap: cached_picture(picture), self.words: words_of(event)}
+        images = [(cached_picture(image), caption) for image, caption, _ in _entries(event)]
         return {
             self.gallery: images,
             self.slider: _pair(event.before, event.candidates[0].image),
@@ -142,8 +143,8 @@ def _verdict(ranking: Ranking) -> str:
     return done(f"“{ranking.action}”: the best image beats “nothing changed” by {best.margin:.2f} nats.")
 
 
-def _pair(before: Image.Image, after: Image.Image) -> tuple[Image.Image, Image.Image]:
-    return square(before, VIEW), square(after, VIEW)
+def _pair(before: Image.Image, after: Image.Image) -> tuple[str, str]:
+    return cached_picture(square(before, VIEW)), cached_picture(square(after, VIEW))
 
 
 def words_of(evidence: Evidence) -> str:

@@ -60,11 +60,11 @@ class Visitor:
         """Under the ranked images, from the best on."""
         return self.panel.locator(".ranked .caption-label").all_inner_texts()
 
-    def pictures(self, where: str) -> int:
-        """How many pictures of the tab are loaded there."""
-        script = "images => images.filter(image => image.complete && image.naturalWidth > 0).length"
-        self.page.wait_for_timeout(500)
-        return self.panel.locator(f"{where} img").evaluate_all(script)
+    def wait_for_pictures(self, count: int, where: str = "") -> None:
+        """Until that many pictures of the tab are loaded there."""
+        script = """([panel, where, count]) => [...panel.querySelectorAll(where + " img")]
+            .filter(image => image.complete && image.naturalWidth > 0).length == count"""
+        self.page.wait_for_function(script, arg=[self.panel.element_handle(), where, count])
 
     def screenshot(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)

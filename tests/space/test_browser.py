@@ -30,7 +30,7 @@ def test_imagine_ranks_compares_and_explains_without_the_web(browser, picture):
     browser.wait_for("nothing changed")
     captions = browser.captions()
     assert len(captions) == 9 and sum(caption.startswith("nothing changed") for caption in captions) == 1
-    assert browser.pictures(".ranked") == 9
+    browser.wait_for_pictures(9, ".ranked")
     browser.panel.locator(".ranked .thumbnail-item img[alt^='2 ·']").click()
     browser.wait_for("Shown below: 2 ·")
     browser.screenshot(SCREENSHOTS / "imagine.png")
@@ -95,8 +95,8 @@ def test_roll_out_shows_a_film(browser, picture):
     browser.panel.get_by_label("Actions, one a line").fill("open the door\nturn the lamp on")
     browser.press("Roll out")
     browser.wait_for("Each step starts from the best image of the one before.")
+    browser.wait_for_pictures(3)
     browser.screenshot(SCREENSHOTS / "roll_out.png")
-    assert browser.pictures("") >= 3
 
 
 def test_a_damaged_upload_gets_a_message(browser, corrupt):

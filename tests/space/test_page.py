@@ -2,11 +2,13 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from gradio_client.utils import is_file_obj, traverse
 from PIL import Image
 
 ACTION = "open the door"
@@ -24,6 +26,13 @@ def client(url) -> Client:
 
 def imagine(client: Client, picture: str, count: int = 2, seed: int = 0) -> tuple:
     return client.predict(handle_file(picture), ACTION, count, seed, api_name="/imagine")
+
+
+def files_of(answer: tuple) -> list[Path]:
+    """The server's paths of the files that an endpoint returned."""
+    found: list[Path] = []
+    traverse(answer, lambda file: found.append(Path(file["path"])), is_file_obj)
+    return found
 
 
 def test_every_tab_has_an_endpoint_and_nothing_else_does(client):
@@ -132,8 +141,7 @@ def test_ten_users_at_once_are_all_answered_one_after_another(url, picture, stud
         studio.pipe.world_model.register_forward_pre_hook(enter),
         studio.pipe.world_model.register_forward_hook(leave),
     ]
-    # Without downloads: Gradio writes the file of a picture that all of them sent anew while it serves it.
-    users = [Client(url, verbose=False, download_files=False) for _ in range(10)]
+    users = [Client(url, verbose=False) for _ in range(10)]
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda i: imagine(users[i], picture, seed=100 + i)[0], range(10)))
     for hook in hooks:
@@ -151,6 +159,27 @@ def test_the_same_request_is_answered_from_the_cache(client, picture, studio):
     hook = studio.pipe.world_model.register_forward_hook(lambda *_: pytest.fail("the model runs again"))
     assert imagine(client, picture, seed=55)[0] == first
     hook.remove()
+
+
+@pytest.mark.parametrize("api_name", ["/imagine", "/verify", "/roll_out"])
+def test_no_file_that_a_visitor_may_be_loading_is_written_again(url, picture, api_name):
+    image = handle_file(picture)
+    arguments = {
+        "/imagine": (image, ACTION, 2, 56),
+        "/verify": (image, ACTION, [{"image": image, "caption": None}]),
+        "/roll_out": (image, ACTION, 2, 56),
+    }
+    client = Client(url, verbose=False, download_files=False)
+    files = files_of(client.predict(*arguments[api_name], api_name=api_name))
+    contents = [file.read_bytes() for file in files]
+    try:
+        for file in files:
+            file.write_bytes(b"marked")
+        assert files_of(client.predict(*arguments[api_name], api_name=api_name)) == files
+        assert {file.read_bytes() for file in files} == {b"marked"}
+    finally:
+        for file, content in zip(files, contents, strict=True):
+            file.write_bytes(content)
 
 
 def test_cancelling_stops_the_sampler_and_nobody_else(url, client, picture, studio):

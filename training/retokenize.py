@@ -59,15 +59,16 @@ def move_rows(
     """The model for `tokenizer`, each code with the embedding and the row of the head of its predecessor [codes]."""
     model.resize_token_embeddings(len(tokenizer))
     model.config.vocabulary_map = tokenizer.get_vocab()
-    ids = torch.tensor(tokenizer.convert_tokens_to_ids([image_token_name(code) for code in range(len(predecessor))]))
-    known = predecessor >= 0
+    codes = max(len(predecessor), int(predecessor.max()) + 1)
+    ids = torch.tensor(tokenizer.convert_tokens_to_ids([image_token_name(code) for code in range(codes)]))
+    known = (predecessor >= 0).nonzero().flatten()
     for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
         table[ids[known]] = table[ids[predecessor[known]]]
     return model
 
 
 def retokenize(pipe: ChameleonWorldModelPipeline, vqgan: VQModel, pictures: list) -> ChameleonWorldModelPipeline:
-    """The pipeline with another image tokenizer, which must not have fewer codes.
+    """The pipeline with another image tokenizer. If that has fewer codes, the tokens of the others are left unused.
 
     Args:
         pipe: with both models.
@@ -75,14 +76,11 @@ def retokenize(pipe: ChameleonWorldModelPipeline, vqgan: VQModel, pictures: list
         pictures: RGB pictures that show what the codes stand for.
 
     Raises:
-        ValueError: `vqgan` has fewer codes or another grid.
+        ValueError: `vqgan` has another grid.
     """
-    codes, fewest = vqgan.config.num_vq_embeddings, pipe.vqgan.config.num_vq_embeddings
-    if codes < fewest:
-        raise ValueError(f"The new image tokenizer has {codes} codes, fewer than the {fewest} that the models know.")
     predecessor = predecessors(pipe.vqgan, vqgan, pictures)
     processor = deepcopy(pipe.processor)
-    processor.tokenizer = add_image_tokens(processor.tokenizer, codes)
+    processor.tokenizer = add_image_tokens(processor.tokenizer, len(predecessor))
     models = {
         name: move_rows(getattr(pipe, name), processor.tokenizer, predecessor)
         for name in ("world_model", "dynamics_model")

@@ -4,6 +4,7 @@ from diffusers import VQModel
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from training import retokenize
+from training.fewer_codes import with_rows
 from training.image_tokenizer import build_vqgan
 from training.triplets import load_triplets, shards_of
 
@@ -46,10 +47,16 @@ def test_models_read_and_predict_the_new_codes_as_they_did_the_old(
     assert new.config.forward_prompt == old.config.forward_prompt and new.config.image_size == 32
 
 
-def test_a_tokenizer_with_fewer_codes_is_refused(checkpoint_folder):
-    pipe = ChameleonWorldModelPipeline.from_pretrained(checkpoint_folder)
-    with pytest.raises(ValueError, match="has 16 codes, fewer than the 32 that the models know"):
-        retokenize.retokenize(pipe, build_vqgan(channels=(8, 8, 8, 16), codes=16, size=32), [])
+def test_fewer_codes_are_predicted_as_those_that_stay(checkpoint_folder, triplet_folder):
+    pictures = load_triplets(shards_of(triplet_folder))["after"]
+    old, pipe = (ChameleonWorldModelPipeline.from_pretrained(checkpoint_folder) for _ in range(2))
+    fewer = retokenize.retokenize(pipe, with_rows(old.vqgan, torch.arange(10, 26)), pictures)
+    assert len(fewer.family.image_token_ids) == 16
+    seen = retokenize.predecessors(old.vqgan, fewer.vqgan, pictures)
+    assert seen.max() >= 16
+    old_logits = image_logits(old, "world_model", seen.max().expand(16))
+    new_logits = image_logits(fewer, "world_model", seen.argmax().expand(16))
+    assert torch.allclose(new_logits[seen >= 0], old_logits[seen[seen >= 0]])
 
 
 def test_a_tokenizer_of_another_grid_is_refused(checkpoint_folder, triplet_folder):

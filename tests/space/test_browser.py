@@ -42,9 +42,10 @@ def test_stop_stops_the_sampler(browser, picture, studio):
 
     def slow(*_):
         steps.append(1)
-        time.sleep(0.1)
+        time.sleep(0.5)
 
-    hook = studio.pipe.world_model.register_forward_hook(slow)
+    last_norm = studio.pipe.world_model.model.norm  # steps call it; the model's own forward only reads the prompt
+    hook = last_norm.register_forward_hook(slow)
     browser.open("Imagine")
     browser.upload(0, picture)
     browser.type_action("close the drawer")
@@ -55,9 +56,9 @@ def test_stop_stops_the_sampler(browser, picture, studio):
     browser.wait_for("Stopped.")
     browser.page.wait_for_timeout(1500)
     done = len(steps)
-    browser.page.wait_for_timeout(1000)
+    browser.page.wait_for_timeout(1500)
     hook.remove()
-    assert done == len(steps) < 2 * studio.pipe.family.num_image_tokens
+    assert done == len(steps) < studio.pipe.family.num_image_tokens
     assert browser.captions() == [] or browser.captions()[0].startswith("imagining")
 
 

@@ -31,8 +31,12 @@ def options(*, lr: float) -> argparse.ArgumentParser:
 
 
 def new_accelerator(*, cpu: bool, bf16: bool, seed: int) -> Accelerator:
-    """An accelerator whose loaders shuffle by seed and epoch alone, so that a killed run sees what an undisturbed one sees."""
+    """An accelerator whose loaders shuffle by seed and epoch alone, so that a killed run sees what an undisturbed one sees.
+
+    Where there is no GPU, `cpu` is implied: without it, the processes of `torchrun` would each train alone.
+    """
     order = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed)
+    cpu = cpu or not torch.accelerator.is_available()
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", dataloader_config=order)
 
 

@@ -1,6 +1,10 @@
 """A decoder that has seen what the world model draws: same codes, other pictures, and killed runs go on."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -69,6 +73,16 @@ def test_only_the_decoder_learns(checkpoint_folder, triplet_folder, vqgan_folder
     weights = dict(second.named_parameters())
     changed = {name.split(".")[0] for name, p in first.named_parameters() if not torch.equal(p, weights[name])}
     assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_the_processes_of_torchrun_train_together(checkpoint_folder, triplet_folder, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    launch += ["-m", "training.decoder", "--checkpoint", checkpoint_folder, "--triplets", triplet_folder]
+    launch += ["--steps", 4, "--batch", 4, "--log-every", 1, "--save-every", 2, "--out", tmp_path]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [str(part) for part in launch]
+    subprocess.run(command, check=True, env=environment, cwd=Path(decoder.__file__).parents[1], timeout=300)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [1, 2, 3, 4]
 
 
 def test_a_killed_training_ends_as_an_undisturbed_one(checkpoint_folder, triplet_folder, tmp_path, monkeypatch):

@@ -34,16 +34,18 @@ def roll_out(
     Raises:
         ValueError: see `ChameleonWorldModelPipeline.__call__`.
     """
-    yield Frame(square(image, pipe.family.image_size))
-    scene = image
+    scene, shown = image, square(image, pipe.family.image_size)
+    yield Frame(shown)
     for step, action in enumerate(actions):
         output = pipe(
             scene,
             action,
             num_candidates=num_candidates,
             generator=generator,
+            reference_image=shown,
             callback_on_step_end=before_step(step, action),
         )
         verified = (output.scores[0], output.margins[0], output.changed[0]) if output.scores else ()
-        yield Frame(output.images[0], action, *verified)
+        shown = output.images[0]
+        yield Frame(shown, action, *verified)
         scene = output.codes[:1]  # the tokens themselves: decoding and encoding again would change some

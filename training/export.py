@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers import VQModel
+from diffusers import UNet2DModel, VQModel
 from PIL import Image
 from transformers import ChameleonForConditionalGeneration
 
@@ -46,14 +46,17 @@ def assemble(
     world: Sequence[Path],
     dynamics: Sequence[Path],
     vqgan: Path | None = None,
+    refiner: Path | None = None,
     **sampling: float | None,
 ) -> ChameleonWorldModelPipeline:
     """The checkpoint with trained parts in place of its own; `sampling` holds its defaults, such as `temperature`.
 
     World model and dynamics model are those of one training each, or means of several; see `mean_of`. `vqgan` may only
-    differ from the checkpoint's in its decoder: the models know its codes.
+    differ from the checkpoint's in its decoder: the models know its codes. `refiner` is one that was trained with that.
     """
     other = {} if vqgan is None else {"vqgan": VQModel.from_pretrained(vqgan)}
+    if refiner is not None:
+        other["refiner"] = UNet2DModel.from_pretrained(refiner)
     pipe = ChameleonWorldModelPipeline.from_pretrained(
         checkpoint,
         **other,
@@ -80,6 +83,7 @@ def main() -> None:
     parser.add_argument("--world", **trained, help="folder of the trained world model; of several, their mean")
     parser.add_argument("--dynamics", **trained, help="folder of the trained dynamics model; likewise")
     parser.add_argument("--vqgan", type=Path, help="image tokenizer whose decoder was trained on (training.decoder)")
+    parser.add_argument("--refiner", type=Path, help="folder of the trained refiner (training.refiner)")
     parser.add_argument("--temperature", type=float, default=1.0, help="the checkpoint's default for sampling")
     parser.add_argument("--top-p", type=float, help="likewise; not given: no limit")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="likewise; 1: no guidance")
@@ -87,7 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     sampling = {"temperature": args.temperature, "top_p": args.top_p, "guidance_scale": args.guidance_scale}
-    pipe = assemble(args.checkpoint, args.world, args.dynamics, args.vqgan, **sampling)
+    pipe = assemble(args.checkpoint, args.world, args.dynamics, args.vqgan, args.refiner, **sampling)
     temporary = args.out.with_name(args.out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipe.save_pretrained(temporary)

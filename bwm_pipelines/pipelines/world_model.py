@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import VQModel
+from diffusers import UNet2DModel, VQModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -17,9 +17,10 @@ from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 
 from bwm_pipelines.families import family_class
 from bwm_pipelines.families.chameleon import FORWARD_PROMPT, IMAGE_SIZE, INVERSE_PROMPT
-from bwm_pipelines.images import ImageInput
+from bwm_pipelines.images import ImageInput, as_pil_images, to_pixels
 from bwm_pipelines.memory import image_need, sampling_need
 from bwm_pipelines.pipelines.base import CheckpointPipeline, StepCallback, check_count
+from bwm_pipelines.refinement import refine
 from bwm_pipelines.sampling import BLOCK, candidate_generators, candidate_uniforms, sample_codes
 from bwm_pipelines.verification import score_candidates
 
@@ -61,12 +62,14 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         processor: tokenizer and special tokens.
         vqgan: image tokenizer, in float32.
         dynamics_model: gives p(action | before, after) and ranks the candidates; None to leave them unranked.
+        refiner: draws what the image tokenizer shows once more, beside the image before, see
+            `bwm_pipelines.refinement`; None to return what the image tokenizer shows.
         forward_prompt, inverse_prompt, image_size, mask_image_logits: see `ChameleonFamily`.
         temperature, top_k, top_p, guidance_scale: what a call takes where it is given None.
     """
 
-    model_cpu_offload_seq = "vqgan->world_model->dynamics_model"
-    _optional_components: ClassVar[list[str]] = ["dynamics_model"]
+    model_cpu_offload_seq = "vqgan->world_model->dynamics_model->refiner"
+    _optional_components: ClassVar[list[str]] = ["dynamics_model", "refiner"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["codes"]
 
     def __init__(
@@ -75,6 +78,7 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         processor: ChameleonProcessor,
         vqgan: VQModel,
         dynamics_model: ChameleonForConditionalGeneration | None = None,
+        refiner: UNet2DModel | None = None,
         forward_prompt: str = FORWARD_PROMPT,
         inverse_prompt: str = INVERSE_PROMPT,
         image_size: int = IMAGE_SIZE,
@@ -85,7 +89,9 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         guidance_scale: float = 1.0,
     ):
         super().__init__()
-        self.register_modules(world_model=world_model, processor=processor, vqgan=vqgan, dynamics_model=dynamics_model)
+        self.register_modules(
+            world_model=world_model, processor=processor, vqgan=vqgan, dynamics_model=dynamics_model, refiner=refiner
+        )
         layout = {
             "forward_prompt": forward_prompt,
             "inverse_prompt": inverse_prompt,
@@ -151,6 +157,17 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         before_codes = before_codes.expand(batch_size, -1)
         return before_codes, actions * batch_size if len(actions) == 1 else actions
 
+    def prepare_references(self, images: ImageInput | Tensor, batch_size: int) -> Tensor:
+        """Pixels of the images before, of as many as there are inputs, float [B, 3, H, W] in [-1, 1]; or of their codes."""
+        if isinstance(images, Tensor) and images.dtype == torch.int64:
+            pixels = self.family.decode_image(self.encode_images(images))
+        else:
+            images = as_pil_images(images, "reference_image")
+            pixels = to_pixels(images, self.family.image_size).to(self._execution_device)
+        if len(pixels) not in (1, batch_size):
+            raise ValueError(f"`reference_image` must be one image or {batch_size}, one an input, got {len(pixels)}.")
+        return pixels.expand(batch_size, -1, -1, -1)
+
     def prepare_uniforms(
         self,
         generator: torch.Generator | list[torch.Generator] | None,
@@ -183,6 +200,7 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         top_p: float | None = None,
         guidance_scale: float | None = None,
         candidate_batch_size: int | None = None,
+        reference_image: ImageInput | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -204,6 +222,8 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
                 second forward pass a token.
             candidate_batch_size: candidates that run at once; None for as many as fit into memory. In
                 bfloat16 the images depend on it a little.
+            reference_image: what the refiner takes unchanged things from, one image or one each; None for `image`, or
+                where that is codes, what the image tokenizer shows of them. Without a refiner it has no effect.
             output_type: "pil", "np", "pt", or "latent" for VQ codes.
             return_dict: whether to return a `WorldModelOutput` or a tuple of its fields.
             callback_on_step_end: called as `callback(pipe, step, step, callback_kwargs)` after each step of each batch
@@ -240,6 +260,10 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
 
         # 2. Encode images and pair them with the actions
         before_codes, actions = self.prepare_inputs(self.encode_images(image), actions)
+        if self.refiner is not None and output_type != "latent":
+            references = self.prepare_references(image if reference_image is None else reference_image, len(actions))
+        else:
+            references = None
         uniforms = self.prepare_uniforms(generator, len(actions), num_candidates)
 
         # 3. Sample candidates, if all that follows fits into memory
@@ -289,7 +313,14 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         # 5. Order and decode
         orders = [ranking.order for ranking in rankings] if rankings else [list(range(num_candidates))] * len(actions)
         codes = torch.cat([codes[order] for codes, order in zip(sampled, orders, strict=True)])
-        images = codes if output_type == "latent" else self._decode(codes, decoded_at_once, output_type)
+        if output_type == "latent":
+            images = codes
+        else:
+            if references is not None:
+                counts = torch.tensor([len(order) for order in orders], device=references.device)
+                references = references.repeat_interleave(counts, dim=0)
+            pixels = self.decode_images(codes, references, decoded_at_once)
+            images = self.image_processor.postprocess(pixels, output_type=output_type)
 
         self.maybe_free_model_hooks()
         output = WorldModelOutput(
@@ -325,6 +356,20 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
             self._fitting(decoding, given or num_candidates * len(actions), None, self.vqgan),
         )
 
-    def _decode(self, codes: Tensor, batch_size: int, output_type: str) -> list[PIL.Image.Image] | np.ndarray | Tensor:
+    @torch.no_grad()
+    def decode_images(self, codes: Tensor, references: Tensor | None = None, batch_size: int = 1) -> Tensor:
+        """Images of VQ codes, refined beside the images before the action where these are given and there is a refiner.
+
+        Args:
+            codes: int64 [M, N].
+            references: pixels of the images before, float [M, 3, H, W] in [-1, 1].
+            batch_size: how many are decoded at once; they are refined one after another, which takes little memory.
+
+        Returns:
+            float [M, 3, H, W] in [-1, 1].
+        """
         pixels = torch.cat([self.family.decode_image(chunk) for chunk in codes.split(batch_size)])
-        return self.image_processor.postprocess(pixels, output_type=output_type)
+        if self.refiner is None or references is None:
+            return pixels
+        pairs = zip(pixels.split(1), references.split(1), strict=True)
+        return torch.cat([refine(self.refiner, *pair) for pair in pairs]).clamp(-1, 1)

@@ -47,8 +47,8 @@ def evaluate_episode(
     rivals = rival_pictures(episode.before, episode.outcomes)
     nearest = [nearest_rival(rivals, image) for image in output.images]
     by_sampling_order = sorted(range(len(nearest)), key=lambda rank: output.order[rank])
-    reconstruction = _round_trip(world, np.stack([episode.before, truth]))
-    truths = reconstruction["after"], episode.before, truth
+    shown = shown_outcome(world, episode.before, truth)
+    truths = shown, episode.before, truth
     elsewhere = [changed_elsewhere(image, *truths) for image in output.images]
     errors = [misdrawn(image, *truths) for image in output.images]
     unexplained = [malformed(image, *truths) for image in output.images]
@@ -70,8 +70,8 @@ def evaluate_episode(
         "margins": [output.margins[i] for i in by_sampling_order],
         "named": verifier.name_action(Image.fromarray(episode.before), Image.fromarray(truth)).action,
         "truth": command.phrase(),
-        "psnr": reconstruction["psnr"],
-        "tokenizer_nearest": nearest_rival(rivals, reconstruction["after"]) == commanded,
+        "psnr": _psnr(world, [episode.before, truth]),
+        "tokenizer_nearest": nearest_rival(rivals, shown) == commanded,
     }
 
 
@@ -108,15 +108,25 @@ def nearest_rival(rivals: np.ndarray, image: np.ndarray) -> int:
 
 
 def pictures_of(world: ChameleonWorldModelPipeline, codes: torch.Tensor) -> np.ndarray:
-    """Codes, int64 [B, N] -> pictures, float [B, H, W, 3] in [0, 1]."""
-    return (world.family.decode_image(codes) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+    """Codes, int64 [B, N] -> pictures as the image tokenizer shows them, float [B, H, W, 3] in [0, 1]."""
+    return _to_arrays(world.decode_images(codes))
 
 
-def _round_trip(world: ChameleonWorldModelPipeline, images: np.ndarray) -> dict:
-    """Encodes and decodes uint8 pictures [B, H, W, 3]: mean PSNR in dB, and the second one again as float [H, W, 3]."""
+def shown_outcome(world: ChameleonWorldModelPipeline, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The picture that the checkpoint shows for the codes of a true outcome: uint8 [H, W, 3] -> float in [0, 1]."""
+    codes = world.encode_images(Image.fromarray(after))
+    return _to_arrays(world.decode_images(codes, world.prepare_references(Image.fromarray(before), 1)))[0]
+
+
+def _to_arrays(pixels: torch.Tensor) -> np.ndarray:
+    return (pixels / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+
+
+def _psnr(world: ChameleonWorldModelPipeline, images: list[np.ndarray]) -> float:
+    """Mean PSNR in dB of the image tokenizer on uint8 pictures [H, W, 3]."""
     again = pictures_of(world, world.encode_images([Image.fromarray(image) for image in images]))
-    error = np.square(again - images / 255.0).mean((1, 2, 3))
-    return {"psnr": float((-10 * np.log10(error)).mean()), "after": again[1]}
+    error = np.square(again - np.stack(images) / 255.0).mean((1, 2, 3))
+    return float((-10 * np.log10(error)).mean())
 
 
 def picked(row: dict, count: int) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import trange
 
 from bwm_pipelines import ChameleonWorldModelPipeline, default_checkpoint
-from training.evaluation.outcomes import imagine_episode, nearest_rival, pictures_of, rival_pictures
+from training.evaluation.outcomes import imagine_episode, nearest_rival, rival_pictures, shown_outcome
 from training.evaluation.over_editing import is_exact
 from training.picture_grid import BAD, GOOD, NEUTRAL, Group, draw_groups, save
 from training.playroom.episodes import Episode, play_episode
@@ -28,8 +28,7 @@ def edit_group(world: ChameleonWorldModelPipeline, episode: Episode, seed: int) 
     commanded, action, output = imagine_episode(world, episode, seed)
     truth, pick = episode.outcomes[commanded].after, output.images[0]
     right = nearest_rival(rival_pictures(episode.before, episode.outcomes), pick) == commanded
-    (shown,) = pictures_of(world, world.encode_images([Image.fromarray(truth)]))
-    exact = is_exact(pick, shown, episode.before, truth)
+    exact = is_exact(pick, shown_outcome(world, episode.before, truth), episode.before, truth)
     colour = (GOOD if exact else NEUTRAL) if right else BAD
     pictures = (episode.before, truth, (255 * pick).round().astype(np.uint8))
     return Group(action, [Image.fromarray(picture) for picture in pictures], colour)

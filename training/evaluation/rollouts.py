@@ -35,14 +35,21 @@ def evaluate_rollout(
     rng, generator = np.random.default_rng([scene, seed]), torch.Generator().manual_seed(scene + seed)
     room.load(sample_scene(scene))
     row = {"scene": scene, "actions": [], "success": []}
-    imagined = None
+    imagined, shown = None, None
     for _ in range(steps):
         state, before = room.save(), room.render(pipe.config.image_size)
         outcomes = visible_outcomes(room, state, before, room.possible_actions())
         commanded, action = draw_command(rng, outcomes)
         scenery = Image.fromarray(before) if imagined is None else imagined
-        output = pipe(scenery, action, num_candidates=num_candidates, generator=generator, output_type="np")
-        imagined = output.codes[:1]
+        output = pipe(
+            scenery,
+            action,
+            num_candidates=num_candidates,
+            generator=generator,
+            reference_image=shown,
+            output_type="np",
+        )
+        imagined, shown = output.codes[:1], output.images[:1]
         row["actions"].append(action)
         row["success"].append(nearest_rival(rival_pictures(before, outcomes), output.images[0]) == commanded)
         room.restore(state)

@@ -1,7 +1,8 @@
 """Between ComfyUI's images and latents and the library's: IMAGE is float [B, H, W, C] in 0-1.
 
 A LATENT of this pack holds VQ codes as `samples` [B, 1, grid, grid]: the model's own tokens, which survive every step,
-where decoding and encoding again would change some.
+where decoding and encoding again would change some. Beside them it holds the `pictures` [B, H, W, 3] that the node showed for
+these `codes` [B, N], since what a refiner makes of codes depends on the image before.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def read(pipe: CheckpointPipeline, values: Sequence[Tensor | Latent], argument: 
     for value in values:
         if isinstance(value, dict):
             codes.append(codes_of_latent(pipe, value, argument))
-            images += decode(pipe, codes[-1]).split(1)
+            images += pictures_of_latent(pipe, value, codes[-1])
         else:
             for image in split_images([value]):
                 comfy.model_management.throw_exception_if_processing_interrupted()
@@ -107,10 +108,26 @@ def decode(pipe: CheckpointPipeline, codes: Tensor) -> Tensor:
     return images.to(comfy.model_management.intermediate_device())
 
 
-def to_latent(codes: Tensor, grid_size: int) -> Latent:
-    """Codes int64 [B, N] as a LATENT."""
-    samples = codes.reshape(-1, 1, grid_size, grid_size).float()
-    return {"samples": samples.to(comfy.model_management.intermediate_device()), "type": LATENT_TYPE}
+def to_latent(codes: Tensor, pictures: Tensor, grid_size: int) -> Latent:
+    """Codes int64 [B, N] and what is shown for them, float [B, H, W, 3] in 0-1, as a LATENT."""
+    device = comfy.model_management.intermediate_device()
+    samples = codes.reshape(-1, 1, grid_size, grid_size).float().to(device)
+    return {"samples": samples, "type": LATENT_TYPE, "codes": codes.to(device), "pictures": pictures.to(device)}
+
+
+def pictures_of_latent(pipe: CheckpointPipeline, latent: Latent, codes: Tensor) -> list[Tensor]:
+    """What was shown for each of the codes, int64 [B, N], of a LATENT: float [1, H, W, 3].
+
+    Nodes that pick or join latents know only their `samples`, so each picture is found by its codes; one that is not
+    there is what the image tokenizer shows.
+    """
+    pictures = []
+    for one in codes.split(1):
+        known = (
+            (latent["codes"] == one.to(latent["codes"].device)).all(1).nonzero().flatten() if "codes" in latent else ()
+        )
+        pictures.append(latent["pictures"][known[0], None] if len(known) else decode(pipe, one))
+    return pictures
 
 
 def codes_of_latent(pipe: CheckpointPipeline, latent: Latent, argument: str) -> Tensor:

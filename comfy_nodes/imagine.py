@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import comfy.model_management
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -122,10 +123,10 @@ class ImagineNextImage(io.ComfyNode):
     ) -> io.NodeOutput:
         at_once = min(batch_size or candidates, candidates)
         pipe = model.imaginer(action, sequences=(at_once + 1) * (1 if guidance in (-1, 1) else 2))
-        before_codes = read_one(pipe, [before], "before").codes[0]
-        preview = CandidatePreview(partial(decode, pipe), before_codes, candidates)
+        scene = read_one(pipe, [before], "before")
+        preview = CandidatePreview(partial(decode, pipe), scene.codes[0], candidates)
         output = pipe(
-            before_codes,
+            scene.codes,
             action,
             num_candidates=candidates,
             generator=torch.Generator().manual_seed(seed),
@@ -133,10 +134,12 @@ class ImagineNextImage(io.ComfyNode):
             top_p=_own_if_minus_one(top_p),
             guidance_scale=_own_if_minus_one(guidance),
             candidate_batch_size=at_once,
-            output_type="latent",
+            reference_image=scene.images[0][0].movedim(-1, 0),
+            output_type="pt",
             callback_on_step_end=Progress(preview=preview),
         )
-        return io.NodeOutput(decode(pipe, output.codes), to_latent(output.codes, pipe.family.grid_size))
+        images = output.images.movedim(1, -1).to(comfy.model_management.intermediate_device())
+        return io.NodeOutput(images, to_latent(output.codes, images, pipe.family.grid_size))
 
 
 def _own_if_minus_one(value: float) -> float | None:

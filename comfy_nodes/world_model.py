@@ -104,8 +104,9 @@ class WorldModel:
         config = network.config
         head_size = config.hidden_size // config.num_attention_heads
         numbers_per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size
+        others = [self._patchers[part] for part in ("vqgan", "refiner") if part in self._patchers]
         comfy.model_management.load_models_gpu(
-            [self._patchers[name], self._patchers["vqgan"]],
+            [self._patchers[name], *others],
             memory_required=numbers_per_token * network.dtype.itemsize * length * sequences,
             force_full_load=True,  # plain linear layers cannot run half loaded
         )

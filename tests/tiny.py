@@ -1,7 +1,7 @@
 """A tiny real checkpoint: stock classes with random weights, and a tokenizer trained in memory."""
 
 import torch
-from diffusers import VQModel
+from diffusers import UNet2DModel, VQModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
@@ -63,6 +63,22 @@ def build_vqgan() -> VQModel:
         lookup_from_codebook=True,
     )
     return random_weights(vqgan, seed=2)
+
+
+def build_refiner() -> UNet2DModel:
+    """One that sees squares of two pixels as one."""
+    refiner = UNet2DModel(
+        sample_size=IMAGE_SIZE // 2,
+        in_channels=24,
+        out_channels=16,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        add_attention=False,
+    )
+    return random_weights(refiner, seed=3)
 
 
 def build_pipeline(**config) -> ChameleonWorldModelPipeline:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from bwm_pipelines import ChameleonWorldModelPipeline
 from tests.comfy.graphs import TINY, Graph
 from tests.comfy.server import Refused
+from tests.tiny import build_refiner
 
 ACTION = "open the door"
 
@@ -106,6 +108,43 @@ def test_latents_masks_and_prompts_follow_their_images(server):
         assert grey_levels_apart(whole, picture) == 0 and grey_levels_apart(whole, latent) <= 1
         assert grey_levels_apart(np.asarray(mask)[..., 0], np.asarray(picture)[..., 0]) <= 1
     assert len(pictures[1]) == len(pictures[3]) == 2
+
+
+def test_refined_pictures_go_with_their_latents(server, copy_of_tiny, pipe, scene):
+    refined = ChameleonWorldModelPipeline.from_pipe(pipe, refiner=build_refiner())
+    refined.set_progress_bar_config(disable=True)
+    refined.save_pretrained(copy_of_tiny("refined"))
+    graph = Graph()
+    model, before = graph.load("refined")
+    images, latents = graph.imagine(model, before, candidates=3, seed=7)
+    second = graph.add("LatentFromBatch", samples=latents, batch_index=1, length=1)
+    nodes = [graph.show(images)]
+    nodes += [graph.show([graph.verify(model, before, source), 0]) for source in (latents, [second, 0])]
+    nodes.append(graph.show(graph.imagine(model, [second, 0], candidates=1, seed=3)[0]))
+    run = server.run(graph)
+    shown, ranked, picked, next_step = ([server.image(file) for file in run.outputs(node)["images"]] for node in nodes)
+
+    expected = refined(scene, ACTION, num_candidates=3, generator=torch.Generator().manual_seed(7))
+    samples = [expected.order.index(i) for i in range(3)]
+    for left, right in [
+        *zip(shown, [expected.images[i] for i in samples], strict=True),
+        *zip(ranked, expected.images, strict=True),
+        (picked[0], shown[1]),
+    ]:
+        assert grey_levels_apart(left, right) <= 1
+    assert (
+        grey_levels_apart(
+            shown[1], pipe.image_processor.postprocess(pipe.family.decode_image(expected.codes[samples[1]][None]))[0]
+        )
+        > 10
+    )
+    after = refined(
+        expected.codes[samples[1]],
+        ACTION,
+        generator=torch.Generator().manual_seed(3),
+        reference_image=expected.images[samples[1]],
+    )
+    assert grey_levels_apart(next_step[0], after.images[0]) <= 2
 
 
 def test_candidate_is_the_same_however_many_there_are(server):

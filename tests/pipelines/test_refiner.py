@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from PIL import Image, ImageOps
 
 from bwm_pipelines import ChameleonWorldModelPipeline, DynamicsVerifierPipeline
 from bwm_pipelines.images import to_pixels
 from bwm_pipelines.refinement import refine
 from bwm_pipelines.rollout import roll_out
-from tests.tiny import IMAGE_SIZE, random_weights
+from tests.tiny import IMAGE_SIZE, build_refiner
 
 ACTION = "open the door"
 
@@ -19,24 +18,8 @@ def seeded() -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def refiner() -> UNet2DModel:
-    unet = UNet2DModel(
-        sample_size=IMAGE_SIZE // 2,
-        in_channels=24,
-        out_channels=16,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-        add_attention=False,
-    )
-    return random_weights(unet, seed=3)
-
-
-@pytest.fixture(scope="module")
-def refined(pipe, refiner) -> ChameleonWorldModelPipeline:
-    pipe = ChameleonWorldModelPipeline.from_pipe(pipe, refiner=refiner)
+def refined(pipe) -> ChameleonWorldModelPipeline:
+    pipe = ChameleonWorldModelPipeline.from_pipe(pipe, refiner=build_refiner())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

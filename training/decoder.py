@@ -9,7 +9,6 @@ Checkpoints hold the whole training state; a run that was killed goes on from th
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -20,13 +19,12 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from tqdm import tqdm
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.families import ChameleonFamily
 from training.encode import encode_pixels
-from training.steps import descend, new_accelerator, options, remaining_batches, resume, save
+from training.steps import learn, new_accelerator, options
 from training.triplets import load_readable, to_pixels
 
 TRUE_SHARE = 0.25  # of the pictures keep the encoder's codes: the decoder also shows what was only encoded
@@ -105,6 +103,12 @@ def pixel_weights(before: Tensor, after: Tensor) -> Tensor:
     return 1 + FOREGROUND_WEIGHT * foreground + CHANGE_WEIGHT * changed
 
 
+def picture_loss(shown: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Mean absolute error of shown pictures from the after images, by `pixel_weights`; all are float [B, 3, H, W]."""
+    weights = pixel_weights(before, after)
+    return (weights * (shown - after).abs()).mean() / weights.mean()
+
+
 def load_labelled(folder: Path) -> Dataset:
     """`before`, `after` and `action` of the triplets in a folder that have words and could be read."""
     rows = load_readable(folder)
@@ -127,35 +131,16 @@ def train(args: argparse.Namespace) -> None:
     codebook = pipe.vqgan.quantize.embedding.weight.detach()
     rows = concatenate_datasets([load_labelled(folder) for folder in args.triplets])
     loader = DataLoader(rows, batch_size=args.batch, shuffle=True, drop_last=True, collate_fn=collate)
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    schedule = get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
-    decoder, optimizer, loader = accelerator.prepare(decoder, optimizer, loader)
-    accelerator.register_for_checkpointing(schedule)
-    first = resume(accelerator, args.out)
-    bar = tqdm(total=args.steps, initial=first, unit="step", mininterval=10, disable=not accelerator.is_main_process)
-    for step, (before, after, actions) in remaining_batches(accelerator, loader, first, args.steps):
-        torch.manual_seed(args.seed + step)
+
+    def loss_of(decoder: nn.Module, batch: tuple[Tensor, Tensor, list[str]]) -> Tensor:
+        before, after, actions = batch
         with accelerator.autocast():
             codes = drawn_pictures(pipe, before, after, actions, args.still)
-        error = (decoder(codebook[codes]).float() - after).abs()
-        weights = pixel_weights(before, after)
-        loss = (weights * error).mean() / weights.mean()
-        descend(accelerator, loss, decoder, optimizer, schedule)
-        done = step + 1
-        bar.update()
-        if done % args.log_every == 0 and accelerator.is_main_process:
-            log(args.out, done, loss, bar)
-        if done % args.save_every == 0 or done == args.steps:
-            save(accelerator, args.out, done)
+        return picture_loss(decoder(codebook[codes]).float(), before, after)
+
+    learn(accelerator, args, decoder, loader, loss_of)
     if accelerator.is_main_process:
         pipe.vqgan.save_pretrained(args.out / "vqgan")
-
-
-def log(out: Path, step: int, loss: Tensor, bar: tqdm) -> None:
-    row = {"step": step, "loss": float(loss.detach())}
-    with (out / "log.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    bar.set_postfix(loss=f"{row['loss']:.4f}")
 
 
 def main() -> None:

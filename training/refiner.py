@@ -18,13 +18,11 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.refinement import refine
-from training.decoder import collate, drawn_pictures, load_labelled, log, pixel_weights
-from training.steps import descend, new_accelerator, options, remaining_batches, resume, save
+from training.decoder import collate, drawn_pictures, load_labelled, picture_loss
+from training.steps import learn, new_accelerator, options
 from training.triplets import load_triplets, shards_of
 
 SHOWN_SHARE = 0.25  # of the before images are what their codes show, as where an image is given as codes
@@ -125,26 +123,14 @@ def train(args: argparse.Namespace) -> None:
     refiner = Refiner(unet).to(memory_format=torch.channels_last)
     rows = load_rows(args)
     loader = DataLoader(rows, batch_size=args.batch, shuffle=True, drop_last=True, collate_fn=collate_drawn)
-    optimizer = torch.optim.AdamW(refiner.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    schedule = get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
-    refiner, optimizer, loader = accelerator.prepare(refiner, optimizer, loader)
-    accelerator.register_for_checkpointing(schedule)
-    first = resume(accelerator, args.out)
-    bar = tqdm(total=args.steps, initial=first, unit="step", mininterval=10, disable=not accelerator.is_main_process)
-    for step, (before, after, actions, free) in remaining_batches(accelerator, loader, first, args.steps):
-        torch.manual_seed(args.seed + step)
+
+    def loss_of(refiner: nn.Module, batch: tuple[Tensor, Tensor, list[str], list[list[int] | None]]) -> Tensor:
+        before, after, actions, free = batch
         with accelerator.autocast():
             drawn, seen = show(pipe, before, after, actions, free, args.still)
-        error = (refiner(drawn.float(), seen.float()).float() - after).abs()
-        weights = pixel_weights(before, after)
-        loss = (weights * error).mean() / weights.mean()
-        descend(accelerator, loss, refiner, optimizer, schedule)
-        done = step + 1
-        bar.update()
-        if done % args.log_every == 0 and accelerator.is_main_process:
-            log(args.out, done, loss, bar)
-        if done % args.save_every == 0 or done == args.steps:
-            save(accelerator, args.out, done)
+        return picture_loss(refiner(drawn.float(), seen.float()).float(), before, after)
+
+    learn(accelerator, args, refiner, loader, loss_of)
     if accelerator.is_main_process:
         unet.save_pretrained(args.out / "refiner")
 

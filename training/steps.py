@@ -1,9 +1,10 @@
 """The steps of a training on pictures, and the checkpoints from which a killed one goes on as if nothing had happened."""
 
 import argparse
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
 
 
 def options(*, lr: float) -> argparse.ArgumentParser:
@@ -52,6 +55,47 @@ def remaining_batches(
             done += 1
             if done == steps:
                 return
+
+
+def learn(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    module: torch.nn.Module,
+    loader: DataLoader,
+    loss_of: Callable[[torch.nn.Module, Any], torch.Tensor],
+) -> None:
+    """Trains a module by `options`, from the newest complete training state on: AdamW, with a cosine of the learning rate.
+
+    Args:
+        accelerator: of `new_accelerator`.
+        args: what `options` read.
+        module: whose parameters learn.
+        loader: of batches, shuffled.
+        loss_of: the loss of the module, as `accelerator` prepared it, on a batch; its random numbers follow from seed and step.
+    """
+    optimizer = torch.optim.AdamW(module.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    schedule = get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
+    module, optimizer, loader = accelerator.prepare(module, optimizer, loader)
+    accelerator.register_for_checkpointing(schedule)
+    first = resume(accelerator, args.out)
+    bar = tqdm(total=args.steps, initial=first, unit="step", mininterval=10, disable=not accelerator.is_main_process)
+    for step, batch in remaining_batches(accelerator, loader, first, args.steps):
+        torch.manual_seed(args.seed + step)
+        loss = loss_of(module, batch)
+        descend(accelerator, loss, module, optimizer, schedule)
+        done = step + 1
+        bar.update()
+        if done % args.log_every == 0 and accelerator.is_main_process:
+            log(args.out, done, loss, bar)
+        if done % args.save_every == 0 or done == args.steps:
+            save(accelerator, args.out, done)
+
+
+def log(out: Path, step: int, loss: torch.Tensor, bar: tqdm) -> None:
+    row = {"step": step, "loss": float(loss.detach())}
+    with (out / "log.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    bar.set_postfix(loss=f"{row['loss']:.4f}")
 
 
 def descend(

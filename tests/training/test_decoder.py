@@ -12,7 +12,7 @@ import torch
 from diffusers import VQModel
 
 from bwm_pipelines import ChameleonWorldModelPipeline
-from training import decoder
+from training import decoder, steps
 from training.decoder import TRUE_SHARE, draw_codes, drawn_pictures, load_labelled, pixel_weights
 from training.triplets import load_triplets, shards_of, to_pixels
 
@@ -87,7 +87,7 @@ def test_the_processes_of_torchrun_train_together(checkpoint_folder, triplet_fol
 
 def test_a_killed_training_ends_as_an_undisturbed_one(checkpoint_folder, triplet_folder, tmp_path, monkeypatch):
     whole = run(checkpoint_folder, triplet_folder, tmp_path / "whole", monkeypatch, 12)
-    log, killed = decoder.log, tmp_path / "killed"
+    log, killed = steps.log, tmp_path / "killed"
 
     def killed_at_step_6(out, step, *rest):
         log(out, step, *rest)
@@ -95,7 +95,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(checkpoint_folder, triplet
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(decoder, "log", killed_at_step_6)
+        patch.setattr(steps, "log", killed_at_step_6)
         run(checkpoint_folder, triplet_folder, killed, monkeypatch, 12)
     assert run(checkpoint_folder, triplet_folder, killed, monkeypatch, 12)[-6:] == whole[-6:]
     weights = VQModel.from_pretrained(tmp_path / "whole" / "vqgan").state_dict()

@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from pyarrow import Table
 
 from bwm_pipelines import ChameleonWorldModelPipeline
-from training import refiner
+from training import refiner, steps
 from training.evaluation.draws import SCHEMA, draw_scene
 from training.recipe import Recipe
 from training.refiner import ERROR, build_refiner, collate_drawn, load_drawn, refine, show
@@ -87,7 +87,7 @@ def run(checkpoint_folder, triplet_folder, draws_folder, out, monkeypatch, steps
 
 
 def test_the_refiner_learns(checkpoint_folder, triplet_folder, draws_folder, tmp_path, monkeypatch):
-    log = run(checkpoint_folder, triplet_folder, draws_folder, tmp_path, monkeypatch, 40)
+    log = run(checkpoint_folder, triplet_folder, draws_folder, tmp_path, monkeypatch, 120)
     assert sum(row["loss"] for row in log[-5:]) < 0.8 * sum(row["loss"] for row in log[:5])
     assert UNet2DModel.from_pretrained(tmp_path / "refiner").config.in_channels == 24
 
@@ -97,7 +97,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
 ):
     folders = checkpoint_folder, triplet_folder, draws_folder
     whole = run(*folders, tmp_path / "whole", monkeypatch, 12)
-    log, killed = refiner.log, tmp_path / "killed"
+    log, killed = steps.log, tmp_path / "killed"
 
     def killed_at_step_6(out, step, *rest):
         log(out, step, *rest)
@@ -105,7 +105,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(refiner, "log", killed_at_step_6)
+        patch.setattr(steps, "log", killed_at_step_6)
         run(*folders, killed, monkeypatch, 12)
     assert run(*folders, killed, monkeypatch, 12)[-6:] == whole[-6:]
     weights = UNet2DModel.from_pretrained(tmp_path / "whole" / "refiner").state_dict()

@@ -2,13 +2,14 @@
 
     python -m training.refiner --checkpoint CHECKPOINT --triplets runs/playroom/triplets/train --out runs/playroom/refiner
 
-The codes of the after image are drawn as for the decoder (`training.decoder`), the image tokenizer shows them, and the refiner
-learns to show the true picture from that and the before image. With `--draws`, what `training.evaluation.draws` drew freely for
-some of the triplets is half of what it sees: there whole things have lost their colour or shape. Nothing else is trained: codes
+The codes of the after image are drawn as for the decoder (`training.decoder`), some for words that name another colour, the
+image tokenizer shows them, and the refiner learns to show the true picture from that and the before image. With `--draws`, half of what it sees is what
+`training.evaluation.draws` drew freely: there whole things have lost their colour or shape. Nothing else is trained: codes
 mean what they meant. Checkpoints hold the whole training state; a run that was killed goes on from the newest complete one.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
@@ -22,10 +23,12 @@ from torch.utils.data import DataLoader
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.refinement import refine
 from training.decoder import collate, drawn_pictures, load_labelled, picture_loss
+from training.playroom.scenes import COLOURS
 from training.steps import learn, new_accelerator, options
 from training.triplets import load_triplets, shards_of
 
 SHOWN_SHARE = 0.25  # of the before images are what their codes show, as where an image is given as codes
+MISNAMED_SHARE = 0.4  # of the draws that follow the truth: colours get mixed as in combinations the model has not seen
 ERROR = (
     0.7  # of free draws, relative to the change, beyond which they mostly show something else than the true outcome
 )
@@ -82,13 +85,23 @@ def load_rows(args: argparse.Namespace) -> Dataset:
     labelled = concatenate_datasets([load_labelled(folder) for folder in args.triplets])
     if args.draws is None:
         return labelled
-    drawn = load_drawn(*args.draws)
+    drawn = concatenate_datasets([load_drawn(*folders) for folders in args.draws])
     labelled = labelled.add_column("drawn", [None] * len(labelled), feature=drawn.features["drawn"])
     return interleave_datasets([labelled, drawn], stopping_strategy="all_exhausted")
 
 
 def collate_drawn(rows: list[dict]) -> tuple[Tensor, Tensor, list[str], list[list[int] | None]]:
     return *collate(rows), [row.get("drawn") for row in rows]
+
+
+def misname(action: str) -> str:
+    """The words with another colour for each one named, at random: what is drawn for them is partly in the wrong colour."""
+
+    def another(colour: re.Match) -> str:
+        others = [name for name in COLOURS if name != colour[0]]
+        return others[torch.randint(len(others), ())]
+
+    return re.sub(rf"\b({'|'.join(COLOURS)})\b", another, action)
 
 
 @torch.no_grad()
@@ -106,7 +119,8 @@ def show(
     """
     codes = torch.tensor([free or [0] * pipe.family.num_image_tokens for free in drawn], device=before.device)
     if others := [i for i, free in enumerate(drawn) if free is None]:
-        codes[others] = drawn_pictures(pipe, before[others], after[others], [actions[i] for i in others], still)
+        words = [misname(actions[i]) if torch.rand(()) < MISNAMED_SHARE else actions[i] for i in others]
+        codes[others] = drawn_pictures(pipe, before[others], after[others], words, still)
     codes_only = torch.rand(len(before), 1, 1, 1, device=before.device) < SHOWN_SHARE
     shown_before = pipe.family.decode_image(pipe.family.encode_image(before))
     return pipe.family.decode_image(codes), torch.where(codes_only, shown_before, before)
@@ -147,8 +161,9 @@ def main() -> None:
         "--draws",
         type=Path,
         nargs=2,
+        action="append",
         metavar=("TRIPLETS", "DRAWS"),
-        help="a folder of triplets, and free draws for them",
+        help="a folder of triplets, and free draws for them; can be given several times",
     )
     parser.add_argument("--init", type=Path, help="refiner to start from; default: a new one")
     parser.add_argument("--still", type=float, default=2.0, help="as in the world model's recipe")

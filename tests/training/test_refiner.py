@@ -12,7 +12,7 @@ from bwm_pipelines import ChameleonWorldModelPipeline
 from training import refiner, steps
 from training.evaluation.draws import SCHEMA, draw_scene
 from training.recipe import Recipe
-from training.refiner import ERROR, build_refiner, collate_drawn, load_drawn, refine, show
+from training.refiner import ERROR, build_refiner, collate_drawn, load_drawn, misname, refine, show
 from training.sequences import load_codes
 from training.triplets import load_triplets, shards_of
 
@@ -77,9 +77,30 @@ def test_free_draws_are_shown_as_they_are(world, triplet_folder, draws_folder, s
     torch.testing.assert_close(seen, shown_before if share else before)
 
 
+def test_misnamed_words_name_other_colours():
+    for _ in range(20):
+        *words, last, shape = misname("put the red cube on top of the blue cube").split()
+        assert words[2] in ("green", "blue", "yellow") and last in ("red", "green", "yellow")
+        assert [*words[:2], *words[3:], shape] == ["put", "the", "cube", "on", "top", "of", "the", "cube"]
+    assert misname("open the cupboard where plates are stored") == "open the cupboard where plates are stored"
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_only_draws_that_follow_the_truth_are_misnamed(world, triplet_folder, draws_folder, share, monkeypatch):
+    monkeypatch.setattr(refiner, "MISNAMED_SHARE", share)
+    seen = []
+    monkeypatch.setattr(refiner, "drawn_pictures", lambda pipe, before, after, words, still: seen.extend(words) or 0)
+    triplets = load_triplets(shards_of(triplet_folder))
+    rows = [load_drawn(triplet_folder, draws_folder)[0], *(row for row in triplets if "the red" in row["action"])]
+    before, after, actions, drawn = collate_drawn(rows)
+    show(world, before, after, actions, drawn, still=2.0)
+    assert len(seen) == len(rows) - 1 and all(("the red" in words) != share for words in seen)
+
+
 def run(checkpoint_folder, triplet_folder, draws_folder, out, monkeypatch, steps):
     arguments = ["x", "--checkpoint", checkpoint_folder, "--triplets", triplet_folder, "--out", out, "--steps", steps]
-    arguments += ["--draws", triplet_folder, draws_folder, "--batch", 4, "--log-every", 1, "--save-every", 4, "--cpu"]
+    draws = ["--draws", triplet_folder, draws_folder]
+    arguments += [*draws, *draws, "--batch", 4, "--log-every", 1, "--save-every", 4, "--cpu"]
     monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
     monkeypatch.setattr(refiner, "build_refiner", lambda size: build_refiner((8, 32), size))
     refiner.main()

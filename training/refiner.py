@@ -2,10 +2,11 @@
 
     python -m training.refiner --checkpoint CHECKPOINT --triplets runs/playroom/triplets/train --out runs/playroom/refiner
 
-The codes of the after image are drawn as for the decoder (`training.decoder`), some for words that name another colour, the
-image tokenizer shows them, and the refiner learns to show the true picture from that and the before image. With `--draws`, half of what it sees is what
-`training.evaluation.draws` drew freely: there whole things have lost their colour or shape. Nothing else is trained: codes
-mean what they meant. Checkpoints hold the whole training state; a run that was killed goes on from the newest complete one.
+The codes of the after image are drawn as for the decoder (`training.decoder`), some for words that name another thing, the
+image tokenizer shows them, and the refiner learns to show the true picture from that and the before image. With `--draws`,
+half of what it sees is what `training.evaluation.draws` drew freely: there whole things have lost their colour or shape.
+Nothing else is trained: codes mean what they meant. Checkpoints hold the whole training state; a run that was killed goes on
+from the newest complete one.
 """
 
 import argparse
@@ -23,12 +24,12 @@ from torch.utils.data import DataLoader
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.refinement import refine
 from training.decoder import collate, drawn_pictures, load_labelled, picture_loss
-from training.playroom.scenes import COLOURS
+from training.playroom.scenes import COLOURS, SHAPES
 from training.steps import learn, new_accelerator, options
 from training.triplets import load_triplets, shards_of
 
 SHOWN_SHARE = 0.25  # of the before images are what their codes show, as where an image is given as codes
-MISNAMED_SHARE = 0.4  # of the draws that follow the truth: colours get mixed as in combinations the model has not seen
+MISNAMED_SHARE = 0.5  # of the draws that follow the truth: things get mixed as in combinations the model has not seen
 ERROR = (
     0.7  # of free draws, relative to the change, beyond which they mostly show something else than the true outcome
 )
@@ -95,13 +96,10 @@ def collate_drawn(rows: list[dict]) -> tuple[Tensor, Tensor, list[str], list[lis
 
 
 def misname(action: str) -> str:
-    """The words with another colour for each one named, at random: what is drawn for them is partly in the wrong colour."""
-
-    def another(colour: re.Match) -> str:
-        others = [name for name in COLOURS if name != colour[0]]
-        return others[torch.randint(len(others), ())]
-
-    return re.sub(rf"\b({'|'.join(COLOURS)})\b", another, action)
+    """The action with a random colour and shape for each one named: what is drawn for it is partly another thing."""
+    for kind in (list(COLOURS), SHAPES):
+        action = re.sub(rf"\b({'|'.join(kind)})\b", lambda _, kind=kind: kind[torch.randint(len(kind), ())], action)
+    return action
 
 
 @torch.no_grad()

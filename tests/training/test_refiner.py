@@ -11,6 +11,7 @@ from pyarrow import Table
 from bwm_pipelines import ChameleonWorldModelPipeline
 from training import refiner, steps
 from training.evaluation.draws import SCHEMA, draw_scene
+from training.playroom.scenes import COLOURS, SHAPES
 from training.recipe import Recipe
 from training.refiner import ERROR, build_refiner, collate_drawn, load_drawn, misname, refine, show
 from training.sequences import load_codes
@@ -77,12 +78,12 @@ def test_free_draws_are_shown_as_they_are(world, triplet_folder, draws_folder, s
     torch.testing.assert_close(seen, shown_before if share else before)
 
 
-def test_misnamed_words_name_other_colours():
-    for _ in range(20):
-        *words, last, shape = misname("put the red cube on top of the blue cube").split()
-        assert words[2] in ("green", "blue", "yellow") and last in ("red", "green", "yellow")
-        assert [*words[:2], *words[3:], shape] == ["put", "the", "cube", "on", "top", "of", "the", "cube"]
-    assert misname("open the cupboard where plates are stored") == "open the cupboard where plates are stored"
+def test_misnamed_words_name_any_thing():
+    words = [misname("put the red cube on top of the blue ball").split() for _ in range(99)]
+    assert {(" ".join(row[:2]), " ".join(row[4:8])) for row in words} == {("put the", "on top of the")}
+    assert {row[place] for row in words for place in (2, 8)} == set(COLOURS)
+    assert {row[place] for row in words for place in (3, 9)} == set(SHAPES)
+    assert misname("open the cupboard where footballs are stored") == "open the cupboard where footballs are stored"
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -91,10 +92,9 @@ def test_only_draws_that_follow_the_truth_are_misnamed(world, triplet_folder, dr
     seen = []
     monkeypatch.setattr(refiner, "drawn_pictures", lambda pipe, before, after, words, still: seen.extend(words) or 0)
     triplets = load_triplets(shards_of(triplet_folder))
-    rows = [load_drawn(triplet_folder, draws_folder)[0], *(row for row in triplets if "the red" in row["action"])]
-    before, after, actions, drawn = collate_drawn(rows)
+    before, after, actions, drawn = collate_drawn([load_drawn(triplet_folder, draws_folder)[0], *triplets])
     show(world, before, after, actions, drawn, still=2.0)
-    assert len(seen) == len(rows) - 1 and all(("the red" in words) != share for words in seen)
+    assert len(seen) == len(triplets) and (seen == triplets["action"][:]) != share
 
 
 def run(checkpoint_folder, triplet_folder, draws_folder, out, monkeypatch, steps):

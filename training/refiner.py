@@ -2,15 +2,13 @@
 
     python -m training.refiner --checkpoint CHECKPOINT --triplets runs/playroom/triplets/train --out runs/playroom/refiner
 
-The codes of the after image are drawn as for the decoder (`training.decoder`), some for words that name another thing, the
-image tokenizer shows them, and the refiner learns to show the true picture from that and the before image. With `--draws`,
-half of what it sees is what `training.evaluation.draws` drew freely: there whole things have lost their colour or shape.
-Nothing else is trained: codes mean what they meant. Checkpoints hold the whole training state; a run that was killed goes on
-from the newest complete one.
+The codes of the after image are drawn as for the decoder (`training.decoder`), the image tokenizer shows them, and the refiner
+learns to show the true picture from that and the before image. With `--draws`, what `training.evaluation.draws` drew freely for
+some of the triplets is half of what it sees: there whole things have lost their colour or shape. Nothing else is trained: codes
+mean what they meant. Checkpoints hold the whole training state; a run that was killed goes on from the newest complete one.
 """
 
 import argparse
-import re
 from pathlib import Path
 
 import torch
@@ -24,12 +22,10 @@ from torch.utils.data import DataLoader
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.refinement import refine
 from training.decoder import collate, drawn_pictures, load_labelled, picture_loss
-from training.playroom.scenes import COLOURS, SHAPES
 from training.steps import learn, new_accelerator, options
 from training.triplets import load_triplets, shards_of
 
 SHOWN_SHARE = 0.25  # of the before images are what their codes show, as where an image is given as codes
-MISNAMED_SHARE = 0.5  # of the draws that follow the truth: things get mixed as in combinations the model has not seen
 ERROR = (
     0.7  # of free draws, relative to the change, beyond which they mostly show something else than the true outcome
 )
@@ -86,20 +82,13 @@ def load_rows(args: argparse.Namespace) -> Dataset:
     labelled = concatenate_datasets([load_labelled(folder) for folder in args.triplets])
     if args.draws is None:
         return labelled
-    drawn = concatenate_datasets([load_drawn(*folders) for folders in args.draws])
+    drawn = load_drawn(*args.draws)
     labelled = labelled.add_column("drawn", [None] * len(labelled), feature=drawn.features["drawn"])
     return interleave_datasets([labelled, drawn], stopping_strategy="all_exhausted")
 
 
 def collate_drawn(rows: list[dict]) -> tuple[Tensor, Tensor, list[str], list[list[int] | None]]:
     return *collate(rows), [row.get("drawn") for row in rows]
-
-
-def misname(action: str) -> str:
-    """The action with a random colour and shape for each one named: what is drawn for it is partly another thing."""
-    for kind in (list(COLOURS), SHAPES):
-        action = re.sub(rf"\b({'|'.join(kind)})\b", lambda _, kind=kind: kind[torch.randint(len(kind), ())], action)
-    return action
 
 
 @torch.no_grad()
@@ -117,8 +106,7 @@ def show(
     """
     codes = torch.tensor([free or [0] * pipe.family.num_image_tokens for free in drawn], device=before.device)
     if others := [i for i, free in enumerate(drawn) if free is None]:
-        words = [misname(actions[i]) if torch.rand(()) < MISNAMED_SHARE else actions[i] for i in others]
-        codes[others] = drawn_pictures(pipe, before[others], after[others], words, still)
+        codes[others] = drawn_pictures(pipe, before[others], after[others], [actions[i] for i in others], still)
     codes_only = torch.rand(len(before), 1, 1, 1, device=before.device) < SHOWN_SHARE
     shown_before = pipe.family.decode_image(pipe.family.encode_image(before))
     return pipe.family.decode_image(codes), torch.where(codes_only, shown_before, before)
@@ -159,9 +147,8 @@ def main() -> None:
         "--draws",
         type=Path,
         nargs=2,
-        action="append",
         metavar=("TRIPLETS", "DRAWS"),
-        help="a folder of triplets, and free draws for them; can be given several times",
+        help="a folder of triplets, and free draws for them",
     )
     parser.add_argument("--init", type=Path, help="refiner to start from; default: a new one")
     parser.add_argument("--still", type=float, default=2.0, help="as in the world model's recipe")

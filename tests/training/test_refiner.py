@@ -11,9 +11,8 @@ from pyarrow import Table
 from bwm_pipelines import ChameleonWorldModelPipeline
 from training import refiner, steps
 from training.evaluation.draws import SCHEMA, draw_scene
-from training.playroom.scenes import COLOURS, SHAPES
 from training.recipe import Recipe
-from training.refiner import ERROR, build_refiner, collate_drawn, load_drawn, misname, refine, show
+from training.refiner import ERROR, build_refiner, collate_drawn, load_drawn, refine, show
 from training.sequences import load_codes
 from training.triplets import load_triplets, shards_of
 
@@ -78,29 +77,9 @@ def test_free_draws_are_shown_as_they_are(world, triplet_folder, draws_folder, s
     torch.testing.assert_close(seen, shown_before if share else before)
 
 
-def test_misnamed_words_name_any_thing():
-    words = [misname("put the red cube on top of the blue ball").split() for _ in range(99)]
-    assert {(" ".join(row[:2]), " ".join(row[4:8])) for row in words} == {("put the", "on top of the")}
-    assert {row[place] for row in words for place in (2, 8)} == set(COLOURS)
-    assert {row[place] for row in words for place in (3, 9)} == set(SHAPES)
-    assert misname("open the cupboard where footballs are stored") == "open the cupboard where footballs are stored"
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_only_draws_that_follow_the_truth_are_misnamed(world, triplet_folder, draws_folder, share, monkeypatch):
-    monkeypatch.setattr(refiner, "MISNAMED_SHARE", share)
-    seen = []
-    monkeypatch.setattr(refiner, "drawn_pictures", lambda pipe, before, after, words, still: seen.extend(words) or 0)
-    triplets = load_triplets(shards_of(triplet_folder))
-    before, after, actions, drawn = collate_drawn([load_drawn(triplet_folder, draws_folder)[0], *triplets])
-    show(world, before, after, actions, drawn, still=2.0)
-    assert len(seen) == len(triplets) and (seen == triplets["action"][:]) != share
-
-
 def run(checkpoint_folder, triplet_folder, draws_folder, out, monkeypatch, steps):
     arguments = ["x", "--checkpoint", checkpoint_folder, "--triplets", triplet_folder, "--out", out, "--steps", steps]
-    draws = ["--draws", triplet_folder, draws_folder]
-    arguments += [*draws, *draws, "--batch", 4, "--log-every", 1, "--save-every", 4, "--cpu"]
+    arguments += ["--draws", triplet_folder, draws_folder, "--batch", 4, "--log-every", 1, "--save-every", 4, "--cpu"]
     monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
     monkeypatch.setattr(refiner, "build_refiner", lambda size: build_refiner((8, 32), size))
     refiner.main()

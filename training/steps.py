@@ -19,7 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 def options(*, lr: float) -> argparse.ArgumentParser:
     """The command line's options of every such training, to be a parent of its parser."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and the finished vqgan/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and the finished model")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
     parser.add_argument("--lr", type=float, default=lr)

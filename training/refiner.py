@@ -3,9 +3,9 @@
     python -m training.refiner --checkpoint CHECKPOINT --triplets runs/playroom/triplets/train --out runs/playroom/refiner
 
 The codes of the after image are drawn as for the decoder (`training.decoder`), the image tokenizer shows them, and the refiner
-learns to show the true picture from that and the before image. With `--draws`, what `training.evaluation.draws` drew freely for
-some of the triplets is half of what it sees: there whole things have lost their colour or shape. Nothing else is trained: codes
-mean what they meant. Checkpoints hold the whole training state; a run that was killed goes on from the newest complete one.
+learns to show the true picture from that and the before image. With `--draws`, free draws of `training.playroom.fitted_draws` are
+half of what it sees: there whole things have lost their colour or shape. Nothing else is trained: codes mean what they meant.
+Checkpoints hold the whole training state; a run that was killed goes on from the newest complete one.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from datasets import Dataset, concatenate_datasets, interleave_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets, interleave_datasets
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,9 +26,7 @@ from training.steps import learn, new_accelerator, options
 from training.triplets import load_triplets, shards_of
 
 SHOWN_SHARE = 0.25  # of the before images are what their codes show, as where an image is given as codes
-ERROR = (
-    0.7  # of free draws, relative to the change, beyond which they mostly show something else than the true outcome
-)
+FAR = 0.8  # of the true change, from the nearest rendering: beyond it free draws show something that cannot be
 
 
 def build_refiner(channels: tuple[int, ...] = (64, 96, 128), size: int = 96, factor: int = 2) -> UNet2DModel:
@@ -62,19 +60,11 @@ class Refiner(nn.Module):
             return refine(self.refiner, drawn, before)
 
 
-def load_drawn(triplets: Path, draws: Path) -> Dataset:
-    """Triplets of a folder with codes that `training.evaluation.draws` drew for them: `before`, `after`, `action`, `drawn` [N]."""
-    rows = load_triplets(shards_of(triplets))
-    number = {key: i for i, key in enumerate(zip(rows["scene"][:], rows["action"][:], strict=True))}
-    drawn = load_dataset("parquet", data_files=[str(shard) for shard in shards_of(draws)], split="train")
-    pairs = [
-        (number[row["scene"], row["action"]], codes)
-        for row in drawn
-        for codes, error in zip(row["drawn"], row["error"], strict=True)
-        if error <= ERROR
-    ]
-    chosen = rows.select([i for i, _ in pairs]).select_columns(["before", "after", "action"])
-    return chosen.add_column("drawn", [codes for _, codes in pairs])
+def load_drawn(folder: Path) -> Dataset:
+    """`before`, `after`, `action` and `drawn` [N] of the free draws in a folder that are not `FAR` from their `after`."""
+    rows = load_triplets(shards_of(folder))
+    rows = rows.select([i for i, distance in enumerate(rows["distance"][:]) if distance <= FAR])
+    return rows.select_columns(["before", "after", "action", "drawn"])
 
 
 def load_rows(args: argparse.Namespace) -> Dataset:
@@ -82,7 +72,7 @@ def load_rows(args: argparse.Namespace) -> Dataset:
     labelled = concatenate_datasets([load_labelled(folder) for folder in args.triplets])
     if args.draws is None:
         return labelled
-    drawn = load_drawn(*args.draws)
+    drawn = concatenate_datasets([load_drawn(folder) for folder in args.draws])
     labelled = labelled.add_column("drawn", [None] * len(labelled), feature=drawn.features["drawn"])
     return interleave_datasets([labelled, drawn], stopping_strategy="all_exhausted")
 
@@ -143,13 +133,7 @@ def main() -> None:
     parser.add_argument(
         "--triplets", type=Path, nargs="+", required=True, help="folders of Parquet shards, with words"
     )
-    parser.add_argument(
-        "--draws",
-        type=Path,
-        nargs=2,
-        metavar=("TRIPLETS", "DRAWS"),
-        help="a folder of triplets, and free draws for them",
-    )
+    parser.add_argument("--draws", type=Path, nargs="+", help="folders of `training.playroom.fitted_draws`")
     parser.add_argument("--init", type=Path, help="refiner to start from; default: a new one")
     parser.add_argument("--still", type=float, default=2.0, help="as in the world model's recipe")
     train(parser.parse_args())

@@ -7,7 +7,7 @@ import numpy as np
 
 from training.playroom.actions import Action
 from training.playroom.physics import play
-from training.playroom.room import Room
+from training.playroom.room import Room, State
 from training.playroom.scenes import is_held_out, sample_scene, scene_seed
 
 # An outcome counts as visible when this share of the picture differs by more than VISIBLE_STEP grey levels (of 255).
@@ -18,18 +18,20 @@ OVERSAMPLED = {"knock over": 3.0, "stack": 2.0, "put in drawer": 2.0, "push": 4.
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the room looks like after an action; `after` is uint8 [size, size, 3]."""
+    """What the room looks like after an action; `after` is uint8 [size, size, 3], of the room's `state`."""
 
     action: Action
     after: np.ndarray
+    state: State
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One state and the outcomes of actions played from it; `before` is uint8 [size, size, 3]."""
+    """One state and the outcomes of actions played from it; `before` is uint8 [size, size, 3], of the room's `state`."""
 
     seed: int
     before: np.ndarray
+    state: State
     outcomes: tuple[Outcome, ...]
 
 
@@ -65,12 +67,10 @@ def play_episode(
         actions = [action for action in actions if moves_another(room, state, action)]
     if max_actions is not None:
         actions = choose_balanced(np.random.default_rng([seed, 1]), actions, max_actions)
-    return Episode(seed, before, visible_outcomes(room, state, before, actions))
+    return Episode(seed, before, state, visible_outcomes(room, state, before, actions))
 
 
-def visible_outcomes(
-    room: Room, state: tuple[np.ndarray, np.ndarray, bool], before: np.ndarray, actions: list[Action]
-) -> tuple[Outcome, ...]:
+def visible_outcomes(room: Room, state: State, before: np.ndarray, actions: list[Action]) -> tuple[Outcome, ...]:
     """Plays each action from `state`, of which `before` is the picture; those whose outcome nobody would see are left out."""
     outcomes = []
     for action in actions:
@@ -78,11 +78,11 @@ def visible_outcomes(
         play(room, action)
         after = room.render(before.shape[0])
         if visibly_different(before, after):
-            outcomes.append(Outcome(action, after))
+            outcomes.append(Outcome(action, after, room.save()))
     return tuple(outcomes)
 
 
-def moves_another(room: Room, state: tuple[np.ndarray, np.ndarray, bool], action: Action) -> bool:
+def moves_another(room: Room, state: State, action: Action) -> bool:
     """True if the action, played from `state`, moves a thing that it is not about by more than `MOVED`."""
     room.restore(state)
     others = [room.pose(slot)[:3] for noun, slot in room.slots.items() if noun != action.x]

@@ -74,13 +74,13 @@ def triplet_rows(episode: Episode) -> list[dict]:
     `inverse` is the action that takes the outcome back to the state before, or None.
     """
     rng, inverse_rng = (np.random.default_rng([episode.seed, stream]) for stream in (2, 4))
-    before = _png(episode.before)
+    before = png(episode.before)
     return [
         {
             "id": f"{episode.seed}-{i}",
             "scene": str(episode.seed),
             "before": {"bytes": before, "path": None},
-            "after": {"bytes": _png(outcome.after), "path": None},
+            "after": {"bytes": png(outcome.after), "path": None},
             "action": outcome.action.say(rng),
             "source": "playroom",
             "class": outcome.action.verb,
@@ -92,7 +92,7 @@ def triplet_rows(episode: Episode) -> list[dict]:
     ]
 
 
-def _png(image: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", compress_level=1)
     return buffer.getvalue()

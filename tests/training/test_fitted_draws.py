@@ -1,0 +1,54 @@
+"""Free draws with whole things in their place are triplets that a refiner can learn from."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bwm_pipelines import ChameleonWorldModelPipeline, default_checkpoint
+from training.playroom.episodes import play_episode
+from training.playroom.fitted_draws import fit_scene, fit_shard, fitted_row
+from training.playroom.room import Room
+from training.playroom.scenes import sample_scene
+from training.refiner import FAR, load_drawn
+
+OPTIONS = {"first": 0, "scenes": 2, "commands": 2, "candidates": 2, "earlier": 0, "colliding": False}
+
+
+@pytest.fixture(scope="module")
+def rooms():
+    rooms = Room(), Room(rough=True)
+    yield rooms
+    for room in rooms:
+        room.close()
+
+
+@pytest.fixture(scope="module")
+def episode(rooms):
+    episode = play_episode(rooms[0], "train", 1, 96)
+    rooms[1].load(sample_scene(episode.seed))
+    return episode
+
+
+def test_what_the_checkpoint_draws_is_fitted(rooms, episode):
+    world = ChameleonWorldModelPipeline.from_pretrained(default_checkpoint(), dynamics_model=None)
+    world.set_progress_bar_config(disable=True)
+    rows = fit_scene(world, rooms, episode, commands=2, candidates=2)
+    assert [row["id"] for row in rows] == [f"{episode.seed}-{i}-{k}" for i in range(2) for k in range(2)]
+    assert all(0 < row["distance"] < FAR for row in rows)
+    assert rows[0]["action"] == rows[1]["action"] != rows[2]["action"]
+    assert all(len(row["drawn"]) == world.family.num_image_tokens for row in rows)
+
+
+def test_the_true_outcome_is_its_own_fit(rooms, episode):
+    outcome = episode.outcomes[0]
+    row = fitted_row(rooms, episode, outcome, outcome.after, np.random.default_rng(0))
+    assert row["distance"] < 0.02
+
+
+def test_a_refiner_reads_the_shards(checkpoint_folder, tmp_path):
+    fit_shard(0, checkpoint=str(checkpoint_folder), out=tmp_path, **OPTIONS)
+    shard = tmp_path / "00000.parquet"
+    written, distances = shard.stat().st_mtime_ns, pq.read_table(shard)["distance"].to_numpy()
+    fit_shard(0, checkpoint=str(checkpoint_folder), out=tmp_path, **OPTIONS)
+    assert shard.stat().st_mtime_ns == written and len(distances) == 8
+    assert len(load_drawn(tmp_path)) == (distances <= FAR).sum()

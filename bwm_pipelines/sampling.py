@@ -8,6 +8,7 @@ depend on the batch shape).
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,19 @@ STEP_TOKENS = 256
 """No step computes more tokens of all candidates because of a draft: multiplying then takes longer than it saves."""
 WINDOW = 256
 """A compiled step attends to the tokens drawn so far, rounded up to a multiple of this."""
+
+
+class Sampled(NamedTuple):
+    """What was drawn.
+
+    Attributes:
+        codes: int64 [K, N].
+        features: the mean of the codebook's entries over the distribution that each code was drawn from, given the
+            codes drawn before it, float [K, N, D]; None if no codebook was given.
+    """
+
+    codes: Tensor
+    features: Tensor | None
 
 
 class Interrupted(Exception):
@@ -86,10 +100,11 @@ def sample_codes(
     top_p: float | None = None,
     guidance_scale: float = 1.0,
     unconditional_ids: Tensor | None = None,
+    codebook: Tensor | None = None,
     candidate_batch_size: int | None = None,
     on_step: Callable[[Tensor, int], None] | None = None,
     compiled: bool | None = None,
-) -> Tensor:
+) -> Sampled:
     """Sample K continuations of N image tokens that share one prompt.
 
     Args:
@@ -104,6 +119,7 @@ def sample_codes(
         top_k, top_p: see `filter_logits`; None for no limit.
         guidance_scale: g in unconditional + g * (conditional - unconditional), on logits; 1 is no guidance.
         unconditional_ids: the prompt without its action, int64 [S']; needed if `guidance_scale` is not 1.
+        codebook: the image tokenizer's entries, float [C, D], if their means are wanted.
         candidate_batch_size: candidates that run at once; None for all K.
         on_step: called after a step of a chunk of k candidates with the t codes that all of them have, int64 [k, t], and
             how many of these are new; what it raises ends the sampling.
@@ -111,7 +127,7 @@ def sample_codes(
             on an Nvidia GPU. Changes nothing but the time.
 
     Returns:
-        Codes, int64 [K, N], on the device of `prompt_ids`.
+        Codes, and means if there is a codebook, on the device of `prompt_ids`.
 
     Raises:
         ValueError: the logits are not finite.
@@ -125,7 +141,7 @@ def sample_codes(
     prompt_logits, caches = zip(*(family.prefill(model, ids) for ids in prompts), strict=True)
     prompt_logits = torch.stack(prompt_logits)[:, :, None]
 
-    def sample_chunk(uniforms: Tensor) -> Tensor:
+    def sample_chunk(uniforms: Tensor) -> Sampled:
         num_candidates, num_tokens = uniforms.shape
         affordable = max(1, STEP_TOKENS // (len(prompts) * num_candidates))
         block = 1 if draft is None else min(BLOCK, affordable)
@@ -133,14 +149,18 @@ def sample_codes(
         guesses = torch.zeros(num_tokens, dtype=torch.int64, device=device) if draft is None else draft
         candidates = DraftedCodes(guesses, num_candidates, step.block)
         sums = uniforms.new_zeros(num_tokens + step.block)
+        features = None if codebook is None else codebook.new_zeros(*candidates.codes.shape, codebook.shape[1])
 
         def decide(places: Tensor, logits: Tensor) -> None:
             """Codes at `places`, int64 [K, T], from logits [G, K, T, C]."""
             logits = _guide(logits, guidance_scale).to(uniforms)
             drawn = uniforms.gather(1, places.clamp_max(num_tokens - 1).to(uniforms.device))
             sums.index_add_(0, places.flatten().to(sums.device), logits.sum(-1).flatten())
-            chosen = _next_codes(logits.flatten(0, 1), drawn.flatten(), temperature, top_k, top_p)
-            candidates.decide(places, chosen.view_as(drawn).to(device))
+            kept = _kept_logits(logits.flatten(0, 1), temperature, top_k, top_p)
+            candidates.decide(places, pick_codes(kept, drawn.flatten()).view_as(drawn).to(device))
+            if features is not None:
+                means = kept.softmax(-1).to(codebook) @ codebook
+                features.scatter_(1, places[:, :, None].expand(-1, -1, means.shape[1]), means.view(*places.shape, -1))
 
         def advance(window: int) -> None:
             places = candidates.next_places()
@@ -160,9 +180,11 @@ def sample_codes(
             advance(_window(reached, num_tokens - 1, step.fixed_windows))
             progress.note_step()
         _check_finite(sums[:num_tokens])
-        return candidates.codes[:, :num_tokens]
+        return Sampled(candidates.codes[:, :num_tokens], None if features is None else features[:, :num_tokens])
 
-    return torch.cat([sample_chunk(chunk) for chunk in uniforms.split(candidate_batch_size or len(uniforms))])
+    chunks = [sample_chunk(chunk) for chunk in uniforms.split(candidate_batch_size or len(uniforms))]
+    codes, features = zip(*chunks, strict=True)
+    return Sampled(torch.cat(codes), None if codebook is None else torch.cat(features))
 
 
 def _window(length: int, limit: int, fixed: bool) -> int:
@@ -178,12 +200,11 @@ def _guide(logits: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def _next_codes(
-    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None, top_p: float | None
-) -> Tensor:
+def _kept_logits(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits of the distribution to draw from, [B, C]."""
     if temperature == 0:
-        return logits.argmax(-1)
-    return pick_codes(filter_logits(logits / temperature, top_k, top_p), uniforms)
+        return torch.full_like(logits, -math.inf).scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
+    return filter_logits(logits / temperature, top_k, top_p)
 
 
 def _check_finite(sums: Tensor) -> None:

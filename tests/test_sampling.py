@@ -15,6 +15,7 @@ from bwm_pipelines.compilation import Compiled
 from bwm_pipelines.families.chameleon import StockImageSteps, _layer
 from bwm_pipelines.sampling import (
     BLOCK,
+    Sampled,
     candidate_generators,
     candidate_uniforms,
     filter_logits,
@@ -132,7 +133,7 @@ def plain_greedy(pipe, guidance_scale: float) -> list[int]:
     return codes
 
 
-def sample(pipe, uniforms: torch.Tensor, **options) -> torch.Tensor:
+def draw(pipe, uniforms: torch.Tensor, **options) -> Sampled:
     before = BEFORE.to(pipe.device)
     with torch.no_grad():
         return sample_codes(
@@ -143,6 +144,10 @@ def sample(pipe, uniforms: torch.Tensor, **options) -> torch.Tensor:
             unconditional_ids=pipe.family.forward_prompt_ids(before, ""),
             **options,
         )
+
+
+def sample(pipe, uniforms: torch.Tensor, **options) -> torch.Tensor:
+    return draw(pipe, uniforms, **options).codes
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0, 0.0])
@@ -388,3 +393,30 @@ def test_the_pipeline_drafts_with_the_image_before(pipe, image, monkeypatch):
     codes = pipe.encode_images(image)
     pipe(codes, ACTION)
     assert len(drafts) == 1 and drafts[0].equal(codes[0])
+
+
+# --- Expected features ---
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.7, "top_k": 12}, {"guidance_scale": 2.0}, {"draft": BEFORE}])
+def test_features_are_the_mean_entry_of_what_each_code_was_drawn_from(pipe, options):
+    codebook, tokens = pipe.vqgan.quantize.embedding.weight.detach(), pipe.family.image_token_ids
+    uniforms = torch.rand(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    sampled = draw(pipe, uniforms, codebook=codebook, candidate_batch_size=2, **options)
+    assert sampled.codes.equal(sample(pipe, uniforms, **options))
+    scale = options.get("guidance_scale", 1.0)
+    for codes, features in zip(sampled.codes, sampled.features, strict=True):
+        logits, free = (
+            plain_logits(
+                pipe.world_model, torch.cat([pipe.family.forward_prompt_ids(BEFORE, words), tokens[codes[:-1]]])
+            )[-16:, tokens]
+            for words in (ACTION, "")
+        )
+        kept = filter_logits((free + scale * (logits - free)) / options.get("temperature", 1.0), options.get("top_k"))
+        torch.testing.assert_close(features, kept.softmax(-1) @ codebook, atol=1e-5, rtol=1e-4)
+
+
+def test_the_likeliest_code_is_its_own_mean(pipe):
+    codebook = pipe.vqgan.quantize.embedding.weight.detach()
+    sampled = draw(pipe, torch.zeros(1, 16), temperature=0.0, codebook=codebook)
+    torch.testing.assert_close(sampled.features, codebook[sampled.codes])

@@ -87,10 +87,16 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="the checkpoint's default for sampling")
     parser.add_argument("--top-p", type=float, help="likewise; not given: no limit")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="likewise; 1: no guidance")
+    parser.add_argument(
+        "--expected-features",
+        action="store_true",
+        help="images show means of entries, see the pipeline's documentation",
+    )
     parser.add_argument("--sample-scene", type=int, default=100_027, help="index of the test scene to photograph")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    sampling = {"temperature": args.temperature, "top_p": args.top_p, "guidance_scale": args.guidance_scale}
+    names = "temperature", "top_p", "guidance_scale", "expected_features"
+    sampling = {name: getattr(args, name) for name in names}
     pipe = assemble(args.checkpoint, args.world, args.dynamics, args.vqgan, args.refiner, **sampling)
     temporary = args.out.with_name(args.out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)

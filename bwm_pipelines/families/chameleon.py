@@ -16,6 +16,7 @@ from copy import deepcopy
 
 import torch
 from diffusers import VQModel
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 from transformers import Cache, ChameleonForConditionalGeneration, ChameleonProcessor
@@ -126,6 +127,11 @@ class ChameleonFamily:
         """Images of VQ codes: int64 [B, N] -> float [B, 3, H, W] in [-1, 1]."""
         shape = (codes.shape[0], self.grid_size, self.grid_size, self.vqgan.quantize.vq_embed_dim)
         return self.vqgan.decode(codes, force_not_quantize=True, shape=shape).sample.clamp(-1, 1)
+
+    @torch.no_grad()
+    def decode_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Images of means of the codebook's entries: float [B, N, D] -> float [B, 3, H, W] in [-1, 1]."""
+        return _decode(self.vqgan, features.mT.unflatten(-1, (self.grid_size, self.grid_size))).clamp(-1, 1)
 
     # --- Words ---
 
@@ -377,6 +383,12 @@ class StockImageSteps:
         with self._family.image_logits(self._model):
             logits = [self._model(input_ids=ids, past_key_values=cache).logits[:, -1:] for cache in self._caches]
         return torch.stack(logits)[..., tokens]
+
+
+@apply_forward_hook
+def _decode(vqgan: VQModel, grid: Tensor) -> Tensor:
+    """`VQModel.decode`, which takes codes only where the codebook is looked up, of features [B, D, h, w]."""
+    return vqgan.decoder(vqgan.post_quant_conv(grid))
 
 
 def _is_plain(model: ChameleonForConditionalGeneration) -> bool:

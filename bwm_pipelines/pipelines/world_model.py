@@ -43,6 +43,7 @@ class WorldModelOutput(BaseOutput):
         changed: an entry an input: whether any candidate beats the unchanged image; if not, the action probably
             happened in none of them.
         excluded: an entry an input: the samples left out because their score is not finite.
+        features: what the images show if the checkpoint has `expected_features`, float [M, N, D]; else None.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | Tensor
@@ -52,6 +53,7 @@ class WorldModelOutput(BaseOutput):
     codes: Tensor
     changed: list[bool] | None
     excluded: list[list[int]] | None
+    features: Tensor | None
 
 
 class ChameleonWorldModelPipeline(CheckpointPipeline):
@@ -66,6 +68,9 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
             `bwm_pipelines.refinement`; None to return what the image tokenizer shows.
         forward_prompt, inverse_prompt, image_size, mask_image_logits: see `ChameleonFamily`.
         temperature, top_k, top_p, guidance_scale: what a call takes where it is given None.
+        expected_features: whether an image shows, in place of each code, the mean entry of the distribution that the
+            code was drawn from. Edges are straighter where several codes are likely that hardly differ; where these
+            differ, and the temperature is high, the image is blurred.
     """
 
     model_cpu_offload_seq = "vqgan->world_model->dynamics_model->refiner"
@@ -87,6 +92,7 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         guidance_scale: float = 1.0,
+        expected_features: bool = False,
     ):
         super().__init__()
         self.register_modules(
@@ -98,9 +104,8 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
             "image_size": image_size,
             "mask_image_logits": mask_image_logits,
         }
-        self.register_to_config(
-            **layout, temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale
-        )
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance_scale": guidance_scale}
+        self.register_to_config(**layout, **sampling, expected_features=expected_features)
         self.family = family_class(world_model)(processor, vqgan, **layout)
         self.image_processor = VaeImageProcessor()
 
@@ -272,6 +277,8 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         )
         chunks = math.ceil(num_candidates / sampled_at_once)
         self._num_timesteps = len(actions) * chunks * self.family.num_image_tokens
+        entries = self.vqgan.quantize.embedding.weight
+        codebook = entries.to(before_codes.device) if config.expected_features else None
         with self.progress_bar(total=self._num_timesteps) as bar, self._computing_as("world_model"):
             report = self._step_reporter(callback_on_step_end, callback_on_step_end_tensor_inputs, bar)
             sampled = [
@@ -286,11 +293,14 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
                     top_p=top_p,
                     guidance_scale=guidance_scale,
                     unconditional_ids=self.family.forward_prompt_ids(before, ""),
+                    codebook=codebook,
                     candidate_batch_size=sampled_at_once,
                     on_step=lambda codes, decided: report(decided, codes=codes),
                 )
                 for before, action, one_uniforms in zip(before_codes, actions, uniforms, strict=True)
             ]
+
+        sampled_codes, sampled_features = zip(*sampled, strict=True)
 
         # 4. Verify
         rankings = None
@@ -307,19 +317,23 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
                         candidate_batch_size=scored_at_once,
                         on_chunk=report,
                     )
-                    for before, codes, action in zip(before_codes, sampled, actions, strict=True)
+                    for before, codes, action in zip(before_codes, sampled_codes, actions, strict=True)
                 ]
 
         # 5. Order and decode
         orders = [ranking.order for ranking in rankings] if rankings else [list(range(num_candidates))] * len(actions)
-        codes = torch.cat([codes[order] for codes, order in zip(sampled, orders, strict=True)])
+        codes = torch.cat([one[order] for one, order in zip(sampled_codes, orders, strict=True)])
+        features = None
+        if config.expected_features:
+            features = torch.cat([one[order] for one, order in zip(sampled_features, orders, strict=True)])
         if output_type == "latent":
             images = codes
         else:
             if references is not None:
                 counts = torch.tensor([len(order) for order in orders], device=references.device)
                 references = references.repeat_interleave(counts, dim=0)
-            pixels = self.decode_images(codes, references, decoded_at_once)
+            drawn = codes if features is None else features
+            pixels = self.decode_images(drawn, references, decoded_at_once)
             images = self.image_processor.postprocess(pixels, output_type=output_type)
 
         self.maybe_free_model_hooks()
@@ -331,6 +345,7 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
             codes=codes,
             changed=rankings and [r.changed for r in rankings],
             excluded=rankings and [r.excluded for r in rankings],
+            features=features,
         )
         return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
 
@@ -357,18 +372,19 @@ class ChameleonWorldModelPipeline(CheckpointPipeline):
         )
 
     @torch.no_grad()
-    def decode_images(self, codes: Tensor, references: Tensor | None = None, batch_size: int = 1) -> Tensor:
+    def decode_images(self, drawn: Tensor, references: Tensor | None = None, batch_size: int = 1) -> Tensor:
         """Images of VQ codes, refined beside the images before the action where these are given and there is a refiner.
 
         Args:
-            codes: int64 [M, N].
+            drawn: codes, int64 [M, N], or features, float [M, N, D].
             references: pixels of the images before, float [M, 3, H, W] in [-1, 1].
             batch_size: how many are decoded at once; they are refined one after another, which takes little memory.
 
         Returns:
             float [M, 3, H, W] in [-1, 1].
         """
-        pixels = torch.cat([self.family.decode_image(chunk) for chunk in codes.split(batch_size)])
+        decode = self.family.decode_features if drawn.is_floating_point() else self.family.decode_image
+        pixels = torch.cat([decode(chunk) for chunk in drawn.split(batch_size)])
         if self.refiner is None or references is None:
             return pixels
         pairs = zip(pixels.split(1), references.split(1), strict=True)

@@ -70,6 +70,24 @@ def test_images_are_those_of_the_codes(pipe, image):
     torch.testing.assert_close(output.images, pipe.family.decode_image(output.codes) / 2 + 0.5)
 
 
+def test_images_may_show_expected_features(pipe, image, tmp_path):
+    shown = ChameleonWorldModelPipeline(**pipe.components, **layout(pipe), expected_features=True)
+    shown.save_pretrained(tmp_path)
+    for one in (shown, ChameleonWorldModelPipeline.from_pretrained(tmp_path)):
+        one.set_progress_bar_config(disable=True)
+        output = one([image, image], [ACTION, "push"], num_candidates=3, generator=seeded(), output_type="pt")
+        plain = pipe([image, image], [ACTION, "push"], num_candidates=3, generator=seeded(), output_type="pt")
+        assert output.codes.equal(plain.codes) and plain.features is None
+        torch.testing.assert_close(output.images, one.family.decode_features(output.features) / 2 + 0.5)
+        assert not torch.allclose(output.images, plain.images, atol=1e-3)
+
+
+def test_entries_of_the_codebook_show_what_their_codes_show(pipe, image):
+    codes = pipe.encode_images(image)
+    entries = pipe.vqgan.quantize.embedding(codes)
+    torch.testing.assert_close(pipe.decode_images(entries), pipe.decode_images(codes))
+
+
 def test_output_types(pipe, image):
     outputs = {
         kind: pipe(image, ACTION, num_candidates=3, generator=seeded(), output_type=kind)
@@ -86,7 +104,7 @@ def test_output_types(pipe, image):
 def test_return_dict_false_gives_the_fields_in_order(pipe, unverified, image):
     for one in (pipe, unverified):
         named = one(image, ACTION, generator=seeded(), output_type="latent")
-        images, scores, margins, order, codes, changed, excluded = one(
+        images, scores, margins, order, codes, changed, excluded, features = one(
             image, ACTION, generator=seeded(), output_type="latent", return_dict=False
         )
         assert images.equal(named.images)

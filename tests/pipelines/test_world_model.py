@@ -110,7 +110,7 @@ def test_return_dict_false_gives_the_fields_in_order(pipe, unverified, image):
         assert images.equal(named.images)
         assert codes.equal(named.codes)
         assert (scores, margins, order) == (named.scores, named.margins, named.order)
-        assert (changed, excluded) == (named.changed, named.excluded)
+        assert (changed, excluded, features) == (named.changed, named.excluded, None)
 
 
 def test_changed_says_whether_any_candidate_beats_unchanged(pipe, image):

@@ -1,5 +1,6 @@
 """A few real triplets and what the stages make of them, once for all tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,20 @@ from diffusers import VQModel
 from training.encode import encode_shard
 from training.image_tokenizer import build_vqgan
 from training.new_checkpoint import new_checkpoint
+from training.playroom.room import Room
 from training.playroom.triplets import write_shard
 from training.triplets import shards_of
 
 SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def rooms() -> Iterator[tuple[Room, Room]]:
+    """A room, and one that renders faster."""
+    rooms = Room(), Room(rough=True)
+    yield rooms
+    for room in rooms:
+        room.close()
 
 
 @pytest.fixture(scope="session")

@@ -7,19 +7,10 @@ import pytest
 from bwm_pipelines import ChameleonWorldModelPipeline, default_checkpoint
 from training.playroom.episodes import play_episode
 from training.playroom.fitted_draws import fit_scene, fit_shard, fitted_row
-from training.playroom.room import Room
 from training.playroom.scenes import sample_scene
 from training.refiner import FAR, load_drawn
 
 OPTIONS = {"first": 0, "scenes": 2, "commands": 2, "candidates": 2, "earlier": 0, "colliding": False}
-
-
-@pytest.fixture(scope="module")
-def rooms():
-    rooms = Room(), Room(rough=True)
-    yield rooms
-    for room in rooms:
-        room.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,7 @@ import pytest
 
 from training.playroom.episodes import play_episode
 from training.playroom.render_and_compare import descend, moved_poses, nearest_rendering, scatter, unlikeness
-from training.playroom.room import Room
 from training.playroom.scenes import sample_scene
-
-
-@pytest.fixture(scope="module")
-def rooms():
-    rooms = Room(), Room(rough=True)
-    yield rooms
-    for room in rooms:
-        room.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,9 @@ What `training.evaluation.draw_errors` compares. One row for each action that th
 """
 
 import argparse
-import multiprocessing
 import os
 import random
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
@@ -29,7 +26,7 @@ from training.evaluation.outcomes import pictures_of
 from training.evaluation.over_editing import malformed
 from training.recipe import Recipe
 from training.sequences import load_codes, pick_actions, still_after
-from training.workers import end_with_parent
+from training.workers import run_shards
 
 SCENES_PER_SHARD = 50
 SCHEMA = pa.schema(
@@ -126,9 +123,7 @@ def main() -> None:
         out=args.out,
     )
     shards = list(missing_shards(args.codes, args.out))
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, spawn, initializer=end_with_parent) as pool:
-        list(tqdm(pool.map(draw, shards), total=len(shards), unit="shard"))
+    run_shards(draw, shards, args.workers)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ beside them. Finished shards are kept, so an interrupted run resumes.
 """
 
 import argparse
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
@@ -29,7 +26,7 @@ from training.evaluation.over_editing import changed_elsewhere, is_clean
 from training.playroom.episodes import Episode, choose_balanced, play_episode
 from training.playroom.room import Room
 from training.sequences import NOTHING
-from training.workers import end_with_parent
+from training.workers import run_shards
 
 SCENES_PER_SHARD = 50
 SOMETHING_ELSE = "something else changed"
@@ -132,9 +129,7 @@ def main() -> None:
         name: getattr(args, name) for name in ("checkpoint", "first", "scenes", "commands", "candidates", "out")
     }
     shards = range(-(-args.scenes // SCENES_PER_SHARD))
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, spawn, initializer=end_with_parent) as pool:
-        list(tqdm(pool.map(partial(imagine_shard, **options), shards), total=len(shards), unit="shard"))
+    run_shards(partial(imagine_shard, **options), shards, args.workers)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ rows are triplets (`training.triplets`) whose `after` is that rendering, with tw
 """
 
 import argparse
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
@@ -29,23 +26,11 @@ from training.playroom.episodes import Episode, Outcome, choose_balanced, play_e
 from training.playroom.render_and_compare import nearest_rendering
 from training.playroom.room import Room
 from training.playroom.scenes import sample_scene
-from training.playroom.triplets import IMAGE, png
-from training.workers import end_with_parent
+from training.playroom.triplets import COLUMNS, png
+from training.workers import run_shards
 
 SCENES_PER_SHARD = 50
-SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "scene": pa.string(),
-        "before": IMAGE,
-        "after": IMAGE,
-        "action": pa.string(),
-        "source": pa.string(),
-        "class": pa.string(),
-        "drawn": pa.list_(pa.int64()),
-        "distance": pa.float32(),
-    }
-)
+SCHEMA = pa.schema(COLUMNS | {"drawn": pa.list_(pa.int64()), "distance": pa.float32()})
 
 
 @torch.no_grad()
@@ -134,9 +119,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in vars(args).items() if name != "workers"}
     shards = range(-(-args.scenes // SCENES_PER_SHARD))
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, spawn, initializer=end_with_parent) as pool:
-        list(tqdm(pool.map(partial(fit_shard, **options), shards), total=len(shards), unit="shard"))
+    run_shards(partial(fit_shard, **options), shards, args.workers)
 
 
 if __name__ == "__main__":

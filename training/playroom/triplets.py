@@ -26,20 +26,16 @@ from training.workers import end_with_parent
 
 SCENES_PER_SHARD = 100
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.null()})  # as `datasets.Image` stores it
-SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "scene": pa.string(),
-        "before": IMAGE,
-        "after": IMAGE,
-        "action": pa.string(),
-        "source": pa.string(),
-        "class": pa.string(),
-        "plain": pa.string(),
-        "inverse": pa.string(),
-        "held_out": pa.bool_(),
-    }
-)
+COLUMNS = {  # of every triplet, see `training.triplets`
+    "id": pa.string(),
+    "scene": pa.string(),
+    "before": IMAGE,
+    "after": IMAGE,
+    "action": pa.string(),
+    "source": pa.string(),
+    "class": pa.string(),
+}
+SCHEMA = pa.schema(COLUMNS | {"plain": pa.string(), "inverse": pa.string(), "held_out": pa.bool_()})
 
 
 def write_shard(

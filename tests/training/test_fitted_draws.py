@@ -15,7 +15,7 @@ OPTIONS = {"first": 0, "scenes": 2, "commands": 2, "candidates": 2, "earlier": 0
 
 @pytest.fixture(scope="module")
 def episode(rooms):
-    episode = play_episode(rooms[0], "train", 1, 96)
+    episode = play_episode(rooms[0], "train", 1, 96, max_actions=2)
     rooms[1].load(sample_scene(episode.seed))
     return episode
 
@@ -23,7 +23,7 @@ def episode(rooms):
 def test_what_the_checkpoint_draws_is_fitted(rooms, episode):
     world = ChameleonWorldModelPipeline.from_pretrained(default_checkpoint(), dynamics_model=None)
     world.set_progress_bar_config(disable=True)
-    rows = fit_scene(world, rooms, episode, commands=2, candidates=2)
+    rows = fit_scene(world, rooms, episode, candidates=2)
     assert [row["id"] for row in rows] == [f"{episode.seed}-{i}-{k}" for i in range(2) for k in range(2)]
     assert all(0 < row["distance"] < FAR for row in rows)
     assert rows[0]["action"] == rows[1]["action"] != rows[2]["action"]

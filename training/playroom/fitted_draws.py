@@ -22,7 +22,7 @@ from PIL import Image
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
-from training.playroom.episodes import Episode, Outcome, choose_balanced, play_episode
+from training.playroom.episodes import Episode, Outcome, play_episode
 from training.playroom.render_and_compare import nearest_rendering
 from training.playroom.room import Room
 from training.playroom.scenes import sample_scene
@@ -35,21 +35,19 @@ SCHEMA = pa.schema(COLUMNS | {"drawn": pa.list_(pa.int64()), "distance": pa.floa
 
 @torch.no_grad()
 def fit_scene(
-    world: ChameleonWorldModelPipeline, rooms: tuple[Room, Room], episode: Episode, commands: int, candidates: int
+    world: ChameleonWorldModelPipeline, rooms: tuple[Room, Room], episode: Episode, candidates: int
 ) -> list[dict]:
-    """Rows of some actions of a scene; `rooms` both hold the scene, the second one renders faster."""
+    """Rows of all actions of an episode; `rooms` both hold the scene, the second one renders faster."""
     rng = np.random.default_rng([episode.seed, 7])
-    outcomes = {outcome.action: outcome for outcome in episode.outcomes}
-    rows = []
-    for number, action in enumerate(choose_balanced(rng, list(outcomes), commands)):
-        words = action.say(rng)
-        before = Image.fromarray(episode.before)
+    before, rows = Image.fromarray(episode.before), []
+    for number, outcome in enumerate(episode.outcomes):
+        words = outcome.action.say(rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         codes = world(before, words, num_candidates=candidates, generator=generator, output_type="latent").codes
         shown = world.decode_images(codes, world.prepare_references(before, candidates))
         pictures = (127.5 * (shown + 1)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
         for k, picture in enumerate(pictures):
-            row = fitted_row(rooms, episode, outcomes[action], picture, rng)
+            row = fitted_row(rooms, episode, outcome, picture, rng)
             rows.append(row | {"id": f"{episode.seed}-{number}-{k}", "action": words, "drawn": codes[k].tolist()})
     return rows
 
@@ -95,9 +93,9 @@ def fit_shard(
     rooms, rows = (Room(), Room(rough=True)), []
     for index in range(shard * SCENES_PER_SHARD, min((shard + 1) * SCENES_PER_SHARD, scenes)):
         size = world.config.image_size
-        episode = play_episode(rooms[0], "train", first + index, size, earlier=earlier, colliding=colliding)
+        episode = play_episode(rooms[0], "train", first + index, size, commands, earlier, colliding)
         rooms[1].load(sample_scene(episode.seed))
-        rows += fit_scene(world, rooms, episode, commands, candidates)
+        rows += fit_scene(world, rooms, episode, candidates)
     for room in rooms:
         room.close()
     with new_files(out) as folder:

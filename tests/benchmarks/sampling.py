@@ -77,7 +77,7 @@ def ours_without_draft(subject: Subject, prompt_ids: Tensor, num_candidates: int
         temperature=subject.temperature,
         unconditional_ids=prompt_ids[:-1],
         **options,
-    )
+    ).codes
 
 
 class Method(NamedTuple):

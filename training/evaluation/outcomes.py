@@ -246,34 +246,44 @@ def plot_per_verb(summary: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_arguments(description: str, episodes: int) -> argparse.Namespace:
+    """Arguments of an evaluation of a checkpoint on so many episodes; claims the folder that takes its results.
+
+    Raises:
+        ValueError: the folder holds a run with other settings.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--checkpoint", default=str(default_checkpoint()), help="pipeline folder; default: the embedded one"
     )
-    parser.add_argument("--episodes", type=int, default=400)
+    parser.add_argument("--episodes", type=int, default=episodes)
     parser.add_argument("--first", type=int, default=0, help="index of the first scene of the split")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl, summary.json and per_verb.png")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(args, name) for name in ("first", "split", "seed")}
     claim(args.out, settings | {"checkpoint": fingerprint(args.checkpoint)})
+    return args
+
+
+def main() -> None:
+    args = read_arguments(__doc__, episodes=400)
     about = describe_run("training.evaluation.outcomes") | {"seed": args.seed}
-    summary = summarise(run(args), about)
+    summary = summarise(run(args, Worker), about)
     write_json(args.out, "summary.json", summary)
     plot_per_verb(summary, args.out / "per_verb.png")
     print(json.dumps({"psnr_db": summary["psnr_db"], **summary["all"]}, indent=1))
 
 
-def run(args: argparse.Namespace) -> list[dict]:
-    """Evaluates the episodes that `rows.jsonl` does not hold yet; returns all rows."""
+def run(args: argparse.Namespace, worker: type) -> list[dict]:
+    """Evaluates the episodes that `rows.jsonl` does not hold yet, in processes that a `Worker` sets up; returns all rows."""
     scenes = range(args.first, args.first + args.episodes)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, spawn, initializer=Worker.start, initargs=(args.checkpoint,)) as pool:
-        evaluate = partial(Worker.evaluate, split=args.split, seed=args.seed)
+    with ProcessPoolExecutor(args.workers, spawn, initializer=worker.start, initargs=(args.checkpoint,)) as pool:
+        evaluate = partial(worker.evaluate, split=args.split, seed=args.seed)
         return resume_rows(
             args.out / "rows.jsonl",
             scenes,

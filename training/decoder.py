@@ -41,31 +41,25 @@ class Decoder(nn.Module):
         self.grid_size = family.grid_size
 
     def forward(self, embedded: Tensor) -> Tensor:
-        """Entries of the codebook, float [B, N, D] -> pixels, about [-1, 1], float [B, 3, H, W]."""
+        """Entries of the codebook, or means, float [B, N, D] -> pixels, about [-1, 1], float [B, 3, H, W]."""
         grid = embedded.mT.unflatten(-1, (self.grid_size, self.grid_size))
         return self.decoder(self.post_quant_conv(grid))
 
 
 @torch.no_grad()
-def draw_codes(
-    family: ChameleonFamily,
-    world_model: PreTrainedModel,
-    before: Tensor,
-    after: Tensor,
-    actions: list[str],
-    temperatures: Tensor,
+def forced_logits(
+    family: ChameleonFamily, world_model: PreTrainedModel, before: Tensor, after: Tensor, actions: list[str]
 ) -> Tensor:
-    """Draws each code of the after images from the world model's distribution, given the true codes before it.
+    """The world model's logits of each code of the after images, given the true codes before it.
 
     Args:
         family: the token layout of `world_model`.
         world_model: the forward dynamics model.
         before, after: VQ codes, int64 [B, N].
         actions: B actions in words.
-        temperatures: above 0, float [B].
 
     Returns:
-        int64 [B, N].
+        float32 [B, N, C].
     """
     prompts = [family.forward_prompt_ids(codes, action) for codes, action in zip(before, actions, strict=True)]
     answers = family.image_token_ids.to(after.device)[after]
@@ -75,25 +69,29 @@ def draw_codes(
         logits = world_model(input_ids=ids, use_cache=False).logits[..., family.image_token_ids.to(ids.device)]
     first = torch.tensor([len(prompt) - 1 for prompt in prompts], device=ids.device)
     places = first[:, None] + torch.arange(after.shape[1], device=ids.device)
-    logits = logits[torch.arange(len(ids), device=ids.device)[:, None], places].float()
-    return Categorical(logits=logits / temperatures[:, None, None]).sample()
+    return logits[torch.arange(len(ids), device=ids.device)[:, None], places].float()
 
 
 def drawn_pictures(
     pipe: ChameleonWorldModelPipeline, before: Tensor, after: Tensor, actions: list[str], still: float
 ) -> Tensor:
-    """Codes, int64 [B, N], of after images, pixels float [B, 3, H, W] in [-1, 1]: drawn, but for `TRUE_SHARE` of them.
+    """After images, pixels float [B, 3, H, W] in [-1, 1], as the world model draws them, but for `TRUE_SHARE` of them.
 
     A patch whose features moved less than `still` has the code it had before, as in `training.recipe`.
+
+    Returns:
+        Entries of the codebook, float [B, N, D], or means of them where the pipeline shows means.
     """
     (before_codes, before_features), (codes, features) = (encode_pixels(pipe.vqgan, x) for x in (before, after))
+    codebook = pipe.vqgan.quantize.embedding.weight.detach()
     moved = (features - before_features).square().sum(-1)
     drawn = len(after) - round(TRUE_SHARE * len(after))
     targets = torch.where(moved < still, before_codes, codes)[:drawn]
-    low, high = TEMPERATURES
-    temperatures = torch.empty(drawn, device=after.device).uniform_(low, high)
-    draws = draw_codes(pipe.family, pipe.world_model, before_codes[:drawn], targets, actions[:drawn], temperatures)
-    return torch.cat([draws, codes[drawn:]])
+    logits = forced_logits(pipe.family, pipe.world_model, before_codes[:drawn], targets, actions[:drawn])
+    logits = logits / torch.empty(drawn, 1, 1, device=after.device).uniform_(*TEMPERATURES)
+    expected = pipe.config.expected_features
+    draws = logits.softmax(-1) @ codebook if expected else codebook[Categorical(logits=logits).sample()]
+    return torch.cat([draws, codebook[codes[drawn:]]])
 
 
 def pixel_weights(before: Tensor, after: Tensor) -> Tensor:
@@ -128,15 +126,14 @@ def train(args: argparse.Namespace) -> None:
     pipe = ChameleonWorldModelPipeline.from_pretrained(args.checkpoint, dynamics_model=None).to(accelerator.device)
     pipe.world_model.eval()
     decoder = Decoder(pipe.family)
-    codebook = pipe.vqgan.quantize.embedding.weight.detach()
     rows = concatenate_datasets([load_labelled(folder) for folder in args.triplets])
     loader = DataLoader(rows, batch_size=args.batch, shuffle=True, drop_last=True, collate_fn=collate)
 
     def loss_of(decoder: nn.Module, batch: tuple[Tensor, Tensor, list[str]]) -> Tensor:
         before, after, actions = batch
         with accelerator.autocast():
-            codes = drawn_pictures(pipe, before, after, actions, args.still)
-        return picture_loss(decoder(codebook[codes]).float(), before, after)
+            drawn = drawn_pictures(pipe, before, after, actions, args.still)
+        return picture_loss(decoder(drawn).float(), before, after)
 
     learn(accelerator, args, decoder, loader, loss_of)
     if accelerator.is_main_process:

@@ -4,16 +4,18 @@
 
 The codes of the after image are drawn as for the decoder (`training.decoder`), the image tokenizer shows them, and the refiner
 learns to show the true picture from that and the before image. With `--draws`, free draws of `training.playroom.fitted_draws` are
-half of what it sees: there whole things have lost their colour or shape. Nothing else is trained: codes mean what they meant.
-Checkpoints hold the whole training state; a run that was killed goes on from the newest complete one.
+half of what it sees: there whole things have lost their colour or shape. Of the pictures that would do for such a draw, the one
+nearest to what the refiner shows is the target, so that it need not show the mean of all. Nothing else is trained: codes mean what
+they meant. Checkpoints hold the whole training state; a run that was killed goes on from the newest complete one.
 """
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import set_seed
-from datasets import Dataset, concatenate_datasets, interleave_datasets
+from datasets import Dataset, Image, List, concatenate_datasets, interleave_datasets
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,9 +23,9 @@ from torch.utils.data import DataLoader
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.refinement import refine
-from training.decoder import collate, drawn_pictures, load_labelled, picture_loss
+from training.decoder import drawn_pictures, load_labelled, picture_loss
 from training.steps import learn, new_accelerator, options
-from training.triplets import load_triplets, shards_of
+from training.triplets import load_triplets, shards_of, to_pixels
 
 SHOWN_SHARE = 0.25  # of the before images are what their codes show, as where an image is given as codes
 FAR = 0.8  # of the true change, from the nearest rendering: beyond it free draws show something that cannot be
@@ -60,46 +62,74 @@ class Refiner(nn.Module):
             return refine(self.refiner, drawn, before)
 
 
+class Batch(NamedTuple):
+    """Rows of one step; those of free draws have a picture that was `shown`, those of triplets have None.
+
+    Attributes:
+        before: pixels, float [B, 3, H, W] in [-1, 1].
+        targets: for each row the after images of which any would do, float [M, 3, H, W] in [-1, 1].
+        actions: in words.
+        shown: what the image tokenizer shows of the draw, float [3, H, W] in [-1, 1].
+    """
+
+    before: Tensor
+    targets: list[Tensor]
+    actions: list[str]
+    shown: list[Tensor | None]
+
+
 def load_drawn(folder: Path) -> Dataset:
-    """`before`, `after`, `action` and `drawn` [N] of the free draws in a folder that are not `FAR` from their `after`."""
-    rows = load_triplets(shards_of(folder))
-    rows = rows.select([i for i, distance in enumerate(rows["distance"][:]) if distance <= FAR])
-    return rows.select_columns(["before", "after", "action", "drawn"])
+    """The free draws in a folder that are not `FAR` from their `after`."""
+    rows = load_triplets(shards_of(folder)).select_columns(
+        ["before", "after", "action", "shown", "nearby", "distance"]
+    )
+    rows = rows.cast_column("shown", Image()).cast_column("nearby", List(Image()))
+    near = [i for i, distance in enumerate(rows["distance"][:]) if distance <= FAR]
+    return rows.select(near).remove_columns("distance")
 
 
 def load_rows(args: argparse.Namespace) -> Dataset:
-    """Labelled triplets, and as many with free draws; `drawn` is None where there are none."""
+    """Labelled triplets, and as many free draws; `shown` and `nearby` are None where there are none."""
     labelled = concatenate_datasets([load_labelled(folder) for folder in args.triplets])
     if args.draws is None:
         return labelled
     drawn = concatenate_datasets([load_drawn(folder) for folder in args.draws])
-    labelled = labelled.add_column("drawn", [None] * len(labelled), feature=drawn.features["drawn"])
+    for name in ("shown", "nearby"):
+        labelled = labelled.add_column(name, [None] * len(labelled), feature=drawn.features[name])
     return interleave_datasets([labelled, drawn], stopping_strategy="all_exhausted")
 
 
-def collate_drawn(rows: list[dict]) -> tuple[Tensor, Tensor, list[str], list[list[int] | None]]:
-    return *collate(rows), [row.get("drawn") for row in rows]
+def collate_drawn(rows: list[dict]) -> Batch:
+    return Batch(
+        to_pixels([row["before"] for row in rows]),
+        [to_pixels([row["after"], *(row.get("nearby") or [])]) for row in rows],
+        [row["action"] for row in rows],
+        [to_pixels([row["shown"]])[0] if row.get("shown") else None for row in rows],
+    )
 
 
 @torch.no_grad()
-def show(
-    pipe: ChameleonWorldModelPipeline,
-    before: Tensor,
-    after: Tensor,
-    actions: list[str],
-    drawn: list[list[int] | None],
-    still: float,
-) -> tuple[Tensor, Tensor]:
+def show(pipe: ChameleonWorldModelPipeline, batch: Batch, still: float) -> tuple[Tensor, Tensor]:
     """What the refiner reads, pixels float [B, 3, H, W] in [-1, 1]: drawn pictures, and those before the action.
 
-    `drawn` are the codes of free draws, where there are any; see `training.decoder.drawn_pictures` for the others.
+    See `training.decoder.drawn_pictures` for those that are no free draws.
     """
-    codes = torch.tensor([free or [0] * pipe.family.num_image_tokens for free in drawn], device=before.device)
-    if others := [i for i, free in enumerate(drawn) if free is None]:
-        codes[others] = drawn_pictures(pipe, before[others], after[others], [actions[i] for i in others], still)
+    before, family = batch.before, pipe.family
+    pictures = torch.stack([before[i] if shown is None else shown for i, shown in enumerate(batch.shown)])
+    if others := [i for i, shown in enumerate(batch.shown) if shown is None]:
+        after = torch.stack([batch.targets[i][0] for i in others])
+        drawn = drawn_pictures(pipe, before[others], after, [batch.actions[i] for i in others], still)
+        pictures[others] = family.decode_features(drawn).to(pictures.dtype)
     codes_only = torch.rand(len(before), 1, 1, 1, device=before.device) < SHOWN_SHARE
-    shown_before = pipe.family.decode_image(pipe.family.encode_image(before))
-    return pipe.family.decode_image(codes), torch.where(codes_only, shown_before, before)
+    shown_before = family.decode_image(family.encode_image(before))
+    return pictures, torch.where(codes_only, shown_before, before)
+
+
+def nearest(shown: Tensor, targets: list[Tensor]) -> Tensor:
+    """For each picture of [B, 3, H, W] that of its targets, [M, 3, H, W], from which it is least far."""
+    return torch.stack(
+        [some[(some - one).abs().mean((1, 2, 3)).argmin()] for one, some in zip(shown.detach(), targets, strict=True)]
+    )
 
 
 def train(args: argparse.Namespace) -> None:
@@ -114,11 +144,11 @@ def train(args: argparse.Namespace) -> None:
     rows = load_rows(args)
     loader = DataLoader(rows, batch_size=args.batch, shuffle=True, drop_last=True, collate_fn=collate_drawn)
 
-    def loss_of(refiner: nn.Module, batch: tuple[Tensor, Tensor, list[str], list[list[int] | None]]) -> Tensor:
-        before, after, actions, free = batch
+    def loss_of(refiner: nn.Module, batch: Batch) -> Tensor:
         with accelerator.autocast():
-            drawn, seen = show(pipe, before, after, actions, free, args.still)
-        return picture_loss(refiner(drawn.float(), seen.float()).float(), before, after)
+            drawn, seen = show(pipe, batch, args.still)
+        shown = refiner(drawn.float(), seen.float()).float()
+        return picture_loss(shown, batch.before, nearest(shown, batch.targets))
 
     learn(accelerator, args, refiner, loader, loss_of)
     if accelerator.is_main_process:

@@ -13,7 +13,7 @@ from diffusers import VQModel
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from training import decoder, steps
-from training.decoder import TRUE_SHARE, draw_codes, drawn_pictures, load_labelled, pixel_weights
+from training.decoder import TRUE_SHARE, drawn_pictures, forced_logits, load_labelled, pixel_weights
 from training.triplets import load_triplets, shards_of, to_pixels
 
 
@@ -22,23 +22,29 @@ def world(checkpoint_folder) -> ChameleonWorldModelPipeline:
     return ChameleonWorldModelPipeline.from_pretrained(checkpoint_folder, dynamics_model=None)
 
 
-def test_without_heat_a_greedy_sample_is_drawn_again(world):
+def test_a_greedy_sample_is_the_likeliest_given_itself(world):
     before, actions = torch.randint(32, (2, 16)), ["open the door", "put the red cube in the bowl"]
     greedy = [
         world(codes[None], action, temperature=1e-6, guidance_scale=1.0, output_type="latent").codes[0]
         for codes, action in zip(before, actions, strict=True)
     ]
-    drawn = draw_codes(world.family, world.world_model, before, torch.stack(greedy), actions, torch.full((2,), 1e-6))
-    assert torch.equal(drawn, torch.stack(greedy))
+    logits = forced_logits(world.family, world.world_model, before, torch.stack(greedy), actions)
+    assert torch.equal(logits.argmax(-1), torch.stack(greedy))
 
 
-def test_a_quarter_of_the_pictures_keeps_the_codes_of_the_encoder(world, triplet_folder):
+@pytest.mark.parametrize("expected", [False, True])
+def test_a_quarter_of_the_pictures_keeps_the_codes_of_the_encoder(checkpoint_folder, triplet_folder, expected):
+    options = {"dynamics_model": None, "expected_features": expected}
+    world = ChameleonWorldModelPipeline.from_pretrained(checkpoint_folder, **options)
     rows = load_triplets(shards_of(triplet_folder))[:8]
     before, after = to_pixels(rows["before"]), to_pixels(rows["after"])
     torch.manual_seed(0)
-    codes = drawn_pictures(world, before, after, rows["action"], still=0.0)
-    same = (codes == world.family.encode_image(after)).all(-1)
-    assert same.tolist() == [False] * 6 + [True] * 2 and TRUE_SHARE == 0.25
+    codebook = world.vqgan.quantize.embedding.weight
+    drawn = drawn_pictures(world, before, after, rows["action"], still=0.0)
+    same = (drawn == codebook[world.family.encode_image(after)]).all(-1)
+    assert same.all(-1).tolist() == [False] * 6 + [True] * 2 and TRUE_SHARE == 0.25
+    is_entry = (drawn[:, :, None] == codebook).all(-1).any(-1)
+    assert is_entry[6:].all() and is_entry[:6].all() != expected
 
 
 def test_what_changes_counts_most():

@@ -1,12 +1,16 @@
 """Free draws with whole things in their place are triplets that a refiner can learn from."""
 
+import io
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 
 from bwm_pipelines import ChameleonWorldModelPipeline, default_checkpoint
 from training.playroom.episodes import play_episode
-from training.playroom.fitted_draws import fit_scene, fit_shard, fitted_row
+from training.playroom.fitted_draws import NEARBY, fit_scene, fit_shard, fitted_row
 from training.playroom.scenes import sample_scene
 from training.refiner import FAR, load_drawn
 
@@ -20,20 +24,34 @@ def episode(rooms):
     return episode
 
 
-def test_what_the_checkpoint_draws_is_fitted(rooms, episode):
-    world = ChameleonWorldModelPipeline.from_pretrained(default_checkpoint(), dynamics_model=None)
+@pytest.mark.parametrize("expected", [False, True])
+def test_what_the_checkpoint_draws_is_fitted(rooms, episode, expected):
+    world = ChameleonWorldModelPipeline.from_pretrained(
+        default_checkpoint(), dynamics_model=None, expected_features=expected
+    )
     world.set_progress_bar_config(disable=True)
     rows = fit_scene(world, rooms, episode, candidates=2)
     assert [row["id"] for row in rows] == [f"{episode.seed}-{i}-{k}" for i in range(2) for k in range(2)]
     assert all(0 < row["distance"] < FAR for row in rows)
     assert rows[0]["action"] == rows[1]["action"] != rows[2]["action"]
-    assert all(len(row["drawn"]) == world.family.num_image_tokens for row in rows)
+    before, words, seed = Image.fromarray(episode.before), rows[0]["action"], np.random.default_rng([episode.seed, 7])
+    assert episode.outcomes[0].action.say(seed) == words
+    generator = torch.Generator().manual_seed(int(seed.integers(2**63)))
+    drawn = world(before, words, num_candidates=2, generator=generator, output_type="latent")
+    picture = world.decode_images(drawn.features if expected else drawn.codes)[:1]
+    np.testing.assert_allclose(picture_of(rows[0]["shown"]) / 127.5 - 1, picture[0].permute(1, 2, 0), atol=0.01)
 
 
 def test_the_true_outcome_is_its_own_fit(rooms, episode):
     outcome = episode.outcomes[0]
-    row = fitted_row(rooms, episode, outcome, outcome.after, np.random.default_rng(0))
+    row = fitted_row(rooms, episode, outcome, episode.before, outcome.after, np.random.default_rng(0))
     assert row["distance"] < 0.02
+    assert (picture_of(row["shown"]) == episode.before).all()
+    assert len(row["nearby"]) == NEARBY
+
+
+def picture_of(stored):
+    return np.asarray(Image.open(io.BytesIO(stored["bytes"])))
 
 
 def test_a_refiner_reads_the_shards(checkpoint_folder, tmp_path):

@@ -10,9 +10,9 @@ from pyarrow import Table
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from training import refiner, steps
-from training.playroom.fitted_draws import SCHEMA, fit_shard
-from training.refiner import FAR, build_refiner, collate_drawn, load_drawn, refine, show
-from training.triplets import load_triplets, shards_of
+from training.playroom.fitted_draws import NEARBY, SCHEMA, fit_shard
+from training.refiner import FAR, build_refiner, collate_drawn, load_drawn, nearest, refine, show
+from training.triplets import load_triplets, shards_of, to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +58,27 @@ def test_the_share_and_the_change_belong_to_their_pixels():
 def test_draws_far_from_any_rendering_are_left_out(draws_folder):
     rows, table = load_drawn(draws_folder), pq.read_table(draws_folder / "00000.parquet").to_pylist()
     assert len(rows) == len(table) / 2
-    assert rows["drawn"][:] == [row["drawn"] for row in table[::2]]
+    assert rows["action"][:] == [row["action"] for row in table[::2]]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_free_draws_are_shown_as_they_are(world, triplet_folder, draws_folder, share, monkeypatch):
     monkeypatch.setattr(refiner, "SHOWN_SHARE", share)
     free, labelled = load_drawn(draws_folder), load_triplets(shards_of(triplet_folder))
-    before, after, actions, drawn = collate_drawn([free[0], labelled[0], free[1]])
-    assert drawn[1] is None
-    pixels, seen = show(world, before, after, actions, drawn, still=2.0)
-    torch.testing.assert_close(pixels[[0, 2]], world.family.decode_image(torch.tensor([drawn[0], drawn[2]])))
-    shown_before = world.family.decode_image(world.family.encode_image(before))
-    torch.testing.assert_close(seen, shown_before if share else before)
+    batch = collate_drawn([free[0], labelled[0], free[1]])
+    assert [len(targets) for targets in batch.targets] == [1 + NEARBY, 1, 1 + NEARBY]
+    assert batch.shown[1] is None
+    pixels, seen = show(world, batch, still=2.0)
+    torch.testing.assert_close(pixels[[0, 2]], to_pixels([free[0]["shown"], free[1]["shown"]]))
+    shown_before = world.family.decode_image(world.family.encode_image(batch.before))
+    torch.testing.assert_close(seen, shown_before if share else batch.before)
+
+
+def test_the_nearest_of_what_would_do_is_the_target():
+    first, second = torch.rand(2, 3, 8, 8)
+    shown = torch.stack([first, second]) + 0.1
+    targets = nearest(shown, [torch.stack([second, first]), first[None]])
+    torch.testing.assert_close(targets, torch.stack([first, first]))
 
 
 def run(checkpoint_folder, triplet_folder, draws_folder, out, monkeypatch, steps):

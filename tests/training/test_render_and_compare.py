@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from training.playroom.episodes import play_episode
-from training.playroom.render_and_compare import descend, moved_poses, nearest_rendering, scatter, unlikeness
+from training.playroom.render_and_compare import (
+    descend,
+    moved_poses,
+    nearest_rendering,
+    renderings_near,
+    scatter,
+    unlikeness,
+)
 from training.playroom.scenes import sample_scene
 
 
@@ -42,6 +49,15 @@ def test_what_only_opens_stays_where_it_is(rooms, episode):
     noise = np.random.default_rng(0).integers(0, 256, outcome.after.shape, np.uint8)
     found = nearest_rendering(*rooms, episode.state, outcome.state, noise, np.random.default_rng(0))
     np.testing.assert_array_equal(found, outcome.after)
+
+
+def test_what_is_nearby_differs_a_little(rooms, episode):
+    outcome = outcome_of(episode, "push")
+    states, rng = (episode.state, outcome.state), np.random.default_rng(0)
+    found, *others = renderings_near(*rooms, *states, outcome.after, rng, others=4)
+    distances = [unlikeness(other, found) for other in others]
+    assert len(set(distances)) == 4
+    assert all(0 < distance < unlikeness(outcome.after, episode.before) for distance in distances)
 
 
 def test_only_what_an_action_moves_is_moved(rooms, episode):

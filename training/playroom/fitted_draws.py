@@ -4,9 +4,10 @@
 
 Of a free draw the true outcome is a poor target: what was drawn lies elsewhere, so a refiner learns the mean of many places, in
 which corners are round. Here the target is the rendering of the outcome that is nearest to the draw (`render_and_compare`). The
-rows are triplets (`training.triplets`) whose `after` is that rendering, with two columns more: the codes `drawn` [N], and the
-`distance` of what the checkpoint shows of them from the rendering, relative to the true change. Give the folder to
-`training.refiner --draws`. Finished shards are kept, so an interrupted run resumes.
+rows are triplets (`training.triplets`) whose `after` is that rendering, with three columns more: what the image tokenizer
+shows of the draw (`shown`), `nearby` renderings, of which each would do as well as `after`, and the `distance` of the refined picture from
+`after`, relative to the true change. Give the folder to `training.refiner --draws`. Finished shards are kept, so an interrupted
+run resumes.
 """
 
 import argparse
@@ -23,14 +24,15 @@ from PIL import Image
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
 from training.playroom.episodes import Episode, Outcome, play_episode
-from training.playroom.render_and_compare import nearest_rendering
+from training.playroom.render_and_compare import renderings_near
 from training.playroom.room import Room
 from training.playroom.scenes import sample_scene
-from training.playroom.triplets import COLUMNS, png
+from training.playroom.triplets import COLUMNS, IMAGE, stored
 from training.workers import run_shards
 
 SCENES_PER_SHARD = 50
-SCHEMA = pa.schema(COLUMNS | {"drawn": pa.list_(pa.int64()), "distance": pa.float32()})
+NEARBY = 15
+SCHEMA = pa.schema(COLUMNS | {"shown": IMAGE, "nearby": pa.list_(IMAGE), "distance": pa.float32()})
 
 
 @torch.no_grad()
@@ -43,28 +45,41 @@ def fit_scene(
     for number, outcome in enumerate(episode.outcomes):
         words = outcome.action.say(rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        codes = world(before, words, num_candidates=candidates, generator=generator, output_type="latent").codes
-        shown = world.decode_images(codes, world.prepare_references(before, candidates))
-        pictures = (127.5 * (shown + 1)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-        for k, picture in enumerate(pictures):
-            row = fitted_row(rooms, episode, outcome, picture, rng)
-            rows.append(row | {"id": f"{episode.seed}-{number}-{k}", "action": words, "drawn": codes[k].tolist()})
+        output = world(before, words, num_candidates=candidates, generator=generator, output_type="latent")
+        drawn = output.codes if output.features is None else output.features
+        shown = _bytes(world.decode_images(drawn))
+        refined = _bytes(world.decode_images(drawn, world.prepare_references(before, candidates)))
+        for k in range(candidates):
+            row = fitted_row(rooms, episode, outcome, shown[k], refined[k], rng)
+            rows.append(row | {"id": f"{episode.seed}-{number}-{k}", "action": words})
     return rows
 
 
 def fitted_row(
-    rooms: tuple[Room, Room], episode: Episode, outcome: Outcome, picture: np.ndarray, rng: np.random.Generator
+    rooms: tuple[Room, Room],
+    episode: Episode,
+    outcome: Outcome,
+    shown: np.ndarray,
+    refined: np.ndarray,
+    rng: np.random.Generator,
 ) -> dict:
     """What a row says of one imagined picture, uint8 [size, size, 3], of an outcome."""
-    fitted = nearest_rendering(*rooms, episode.state, outcome.state, picture, rng)
+    fitted, *nearby = renderings_near(*rooms, episode.state, outcome.state, refined, rng, NEARBY)
     return {
         "scene": str(episode.seed),
-        "before": {"bytes": png(episode.before), "path": None},
-        "after": {"bytes": png(fitted), "path": None},
+        "before": stored(episode.before),
+        "after": stored(fitted),
         "source": "playroom",
         "class": outcome.action.verb,
-        "distance": _difference(picture, fitted) / _difference(episode.before, outcome.after),
+        "shown": stored(shown),
+        "nearby": [stored(one) for one in nearby],
+        "distance": _difference(refined, fitted) / _difference(episode.before, outcome.after),
     }
+
+
+def _bytes(pixels: torch.Tensor) -> np.ndarray:
+    """Float [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]."""
+    return (127.5 * (pixels + 1)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> int:

@@ -15,6 +15,10 @@ from training.playroom.room import Room, State
 SCATTER = np.array([0.09, 0.09, 0.9])  # m, m, rad: standard deviations around where a thing came to rest
 STEP, LAST_STEP = SCATTER / 3, SCATTER / 10
 TRIES, STEPS, LAST_STEPS = 26, 75, 12  # renderings: the first two for each thing
+AROUND, SPREADS = (
+    np.array([0.008, 0.008, 0.12]),
+    (0.6, 1.2, 2.4),
+)  # m, m, rad: standard deviations of what is near, times one of these
 MOVED, TURNED = 0.008, 0.05  # m and entries of a quaternion: more than what shivers in place
 BLUR, BLUR_WEIGHT = 7, 0.7  # pixels; blurred, a thing a little beside its place is nearer than one far from it
 
@@ -24,22 +28,37 @@ Distance = Callable[[np.ndarray], float]  # of shifts [things, 3]: x and y in m,
 def nearest_rendering(
     room: Room, sketch: Room, before: State, after: State, picture: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
+    """The first of `renderings_near`, uint8 [size, size, 3]."""
+    return renderings_near(room, sketch, before, after, picture, rng)[0]
+
+
+def renderings_near(
+    room: Room,
+    sketch: Room,
+    before: State,
+    after: State,
+    picture: np.ndarray,
+    rng: np.random.Generator,
+    others: int = 0,
+) -> np.ndarray:
     """Shifts and turns what differs between two states until the second one looks most like a picture.
 
     Args:
-        room: renders the result.
-        sketch: a room with the same scene that renders faster (`Room(rough=True)`), for most of the search.
+        room: renders the nearest one.
+        sketch: a room with the same scene that renders faster (`Room(rough=True)`), for most of the search and the others.
         before, after: states of the scene; what lies alike in both stays where it is.
         picture: uint8 [size, size, 3].
+        others: so many renderings more, of places and turns at random around the nearest.
 
     Returns:
-        uint8 [size, size, 3]. If only the door, the drawer or the lamp changed, this is the picture of `after`.
+        uint8 [1 + others, size, size, 3], the nearest one first. If only the door, the drawer or the lamp changed, all show
+        `after`.
     """
-    poses = moved_poses(room, before, after)
+    poses, size = moved_poses(room, before, after), len(picture)
 
     def distance_in(room: Room) -> Distance:
         room.restore(after)
-        return lambda shifts: unlikeness(_render(room, poses, shifts, len(picture)), picture)
+        return lambda shifts: unlikeness(_render(room, poses, shifts, size), picture)
 
     shifts = np.zeros((len(poses), 3))
     if poses:
@@ -47,7 +66,9 @@ def nearest_rendering(
         shifts = descend(distance_in(sketch), shifts, STEP, STEPS * len(poses), rng)
         shifts = descend(distance_in(room), shifts, LAST_STEP, LAST_STEPS, rng)
     room.restore(after)
-    return _render(room, poses, shifts, len(picture))
+    sketch.restore(after)
+    around = shifts + rng.normal(size=(others, *shifts.shape)) * AROUND * rng.choice(SPREADS, size=(others, 1, 1))
+    return np.stack([_render(room, poses, shifts, size), *(_render(sketch, poses, one, size) for one in around)])
 
 
 def moved_poses(room: Room, before: State, after: State) -> dict[str, np.ndarray]:

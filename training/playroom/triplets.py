@@ -70,13 +70,13 @@ def triplet_rows(episode: Episode) -> list[dict]:
     `inverse` is the action that takes the outcome back to the state before, or None.
     """
     rng, inverse_rng = (np.random.default_rng([episode.seed, stream]) for stream in (2, 4))
-    before = png(episode.before)
+    before = stored(episode.before)
     return [
         {
             "id": f"{episode.seed}-{i}",
             "scene": str(episode.seed),
-            "before": {"bytes": before, "path": None},
-            "after": {"bytes": png(outcome.after), "path": None},
+            "before": before,
+            "after": stored(outcome.after),
             "action": outcome.action.say(rng),
             "source": "playroom",
             "class": outcome.action.verb,
@@ -88,10 +88,11 @@ def triplet_rows(episode: Episode) -> list[dict]:
     ]
 
 
-def png(image: np.ndarray) -> bytes:
+def stored(image: np.ndarray) -> dict:
+    """A picture, uint8 [H, W, 3], as `IMAGE` holds it."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", compress_level=1)
-    return buffer.getvalue()
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def main() -> None:

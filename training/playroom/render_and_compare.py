@@ -15,10 +15,8 @@ from training.playroom.room import Room, State
 SCATTER = np.array([0.09, 0.09, 0.9])  # m, m, rad: standard deviations around where a thing came to rest
 STEP, LAST_STEP = SCATTER / 3, SCATTER / 10
 TRIES, STEPS, LAST_STEPS = 26, 75, 12  # renderings: the first two for each thing
-AROUND, SPREADS = (
-    np.array([0.008, 0.008, 0.12]),
-    (0.6, 1.2, 2.4),
-)  # m, m, rad: standard deviations of what is near, times one of these
+AROUND = np.array([0.008, 0.008, 0.12])  # m, m, rad: standard deviations of what is near, times one of `SPREADS`
+SPREADS = 0.6, 1.2, 2.4
 MOVED, TURNED = 0.008, 0.05  # m and entries of a quaternion: more than what shivers in place
 BLUR, BLUR_WEIGHT = 7, 0.7  # pixels; blurred, a thing a little beside its place is nearer than one far from it
 

@@ -1,6 +1,6 @@
 """Model cards: what a checkpoint is, what it can and cannot do, and how well, for people and as the Hub's metadata.
 
-    python -m hub_cards.cards playroom bwm_pipelines/checkpoints/playroom --results training/results/eleventh_checkpoint
+    python -m hub_cards.cards playroom bwm_pipelines/checkpoints/playroom --results training/results/twelfth_checkpoint
 
 writes the README.md of that folder. The words are in `cards/*.md`; every figure is read from a file: results from the
 `summary.json` that an evaluation in `training/evaluation` wrote, sizes from the weights, defaults from

@@ -1,7 +1,7 @@
 """Publishes a checkpoint, or the Space, on the Hub in one commit; without `--upload`, shows what it would upload.
 
     python -m hub_cards.publish bwm_pipelines/checkpoints/playroom --card playroom --to OWNER/playroom \
-        --results training/results/eleventh_checkpoint --example sample_scene.png "open the door"
+        --results training/results/twelfth_checkpoint --example sample_scene.png "open the door"
     python -m hub_cards.publish CHECKPOINT --card cwm --to OWNER/NAME --license LICENSE
     python -m hub_cards.publish --space --to OWNER/NAME
 

@@ -1,6 +1,6 @@
 """How a checkpoint does where an action moves another thing as well, and where not, from what `outcomes` wrote.
 
-    python -m training.evaluation.collisions training/results/eleventh_checkpoint
+    python -m training.evaluation.collisions training/results/twelfth_checkpoint
 
 plays the commanded actions again, without a picture or a model, and writes `collisions.json` into the folder: the figures of
 `training.evaluation.outcomes` for either kind of episode.

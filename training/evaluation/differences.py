@@ -1,6 +1,6 @@
 """How much better one checkpoint does than another in the same episodes, from what `outcomes` wrote of both.
 
-    python -m training.evaluation.differences training/results/tenth_checkpoint training/results/eleventh_checkpoint
+    python -m training.evaluation.differences training/results/eleventh_checkpoint training/results/twelfth_checkpoint
 
 prints, and writes as `difference.json` into the second folder, the mean difference, second minus first, in percent points
 with its 95 % bootstrap interval over episodes. Pictures are exact compared with what the checkpoint's own image tokenizer shows of

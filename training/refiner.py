@@ -10,7 +10,6 @@ they meant. Checkpoints hold the whole training state; a run that was killed goe
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +24,11 @@ from torch.utils.data import DataLoader
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.refinement import refine
 from training.decoder import drawn_pictures, load_labelled, picture_loss
+from training.refiner_views import Views, vary
 from training.steps import learn, new_accelerator, options
 from training.triplets import load_triplets, shards_of, to_pixels
 
 SHOWN_SHARE = 0.25  # of the before images are what their codes show, as where an image is given as codes
-CROPPED, CROP = 0.8, 64  # of the steps see squares of so many pixels around the change, for a third of the time
-MIRRORED, EXCHANGED = 0.5, 0.3  # of the steps see mirror images, and red for green
 FAR = 0.8  # of the true change, from the nearest rendering: beyond it free draws show something that cannot be
 
 
@@ -133,42 +131,6 @@ def nearest(shown: Tensor, targets: list[Tensor]) -> Tensor:
     return torch.stack(
         [some[(some - one).abs().mean((1, 2, 3)).argmin()] for one, some in zip(shown.detach(), targets, strict=True)]
     )
-
-
-class Views(NamedTuple):
-    """What one step shows of a batch; pixels float [B, 3, H, W] in [-1, 1], `targets` a list of [M, 3, H, W]."""
-
-    before: Tensor
-    drawn: Tensor
-    seen: Tensor
-    targets: list[Tensor]
-
-    def map(self, change: Callable[[Tensor, int], Tensor]) -> "Views":
-        """Changes the pictures [..., 3, H, W] of each row by its number."""
-        rows = range(len(self.before))
-        plain = (torch.stack([change(pictures[i], i) for i in rows]) for pictures in self[:3])
-        return Views(*plain, [change(self.targets[i], i) for i in rows])
-
-
-def vary(views: Views) -> Views:
-    """Crops, mirrors and recolours the pictures of a step at random: a refiner reads no words that this would belie."""
-    size = views.before.shape[-1]
-    if size > CROP and torch.rand(()) < CROPPED:
-        corners = [corner_of_crop(before, some[0]) for before, some in zip(views.before, views.targets, strict=True)]
-        views = views.map(lambda x, i: x[..., corners[i][0] :, corners[i][1] :][..., :CROP, :CROP])
-    if torch.rand(()) < MIRRORED:
-        views = views.map(lambda x, i: x.flip(-1))
-    if torch.rand(()) < EXCHANGED:
-        views = views.map(lambda x, i: x[..., [1, 0, 2], :, :])
-    return views
-
-
-def corner_of_crop(before: Tensor, after: Tensor) -> list[int]:
-    """Top and left of a square of `CROP` pixels, in eights, around the middle of what changes, float [3, H, W], or near it."""
-    changed, limit = ((before - after).abs().amax(0) > 0.2).nonzero(), before.shape[-1] - CROP
-    middle = (changed.amin(0) + changed.amax(0)) / 2 if len(changed) else torch.full((2,), before.shape[-1] / 2)
-    corner = middle.cpu() - CROP / 2 + torch.empty(2).uniform_(-10, 10)
-    return (8 * (corner / 8).round()).clamp(0, limit).int().tolist()
 
 
 def train(args: argparse.Namespace) -> None:

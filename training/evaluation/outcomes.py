@@ -17,7 +17,7 @@ import argparse
 import json
 import multiprocessing
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -178,21 +178,28 @@ def figures(rows: list[dict]) -> dict:
 
 
 def summarise(rows: list[dict], about: dict) -> dict:
-    by_verb = defaultdict(list)
-    for row in rows:
-        by_verb[row["verb"]].append(row)
     return {
         **about,
         "episodes": len(rows),
         "chance_percent": round(100 * float(np.mean([1 / row["outcomes"] for row in rows])), 1),
         "psnr_db": round(float(np.mean([row["psnr"] for row in rows])), 2),
+        **by_part(rows, figures),
+        "paired_k1_k8": paired(rows),
+    }
+
+
+def by_part(rows: list[dict], figures: Callable[[list[dict]], dict]) -> dict:
+    """Figures of all rows, of those of held-out and other combinations, of those that move a thing or not, and of each verb."""
+    by_verb = defaultdict(list)
+    for row in rows:
+        by_verb[row["verb"]].append(row)
+    return {
         "all": figures(rows),
         "held_out_combinations": figures([row for row in rows if row["held_out"]]),
         "seen_combinations": figures([row for row in rows if not row["held_out"]]),
         "moving_a_thing": figures([row for row in rows if moves_a_thing(row["verb"])]),
         "door_drawer_lamp": figures([row for row in rows if not moves_a_thing(row["verb"])]),
         "per_verb": {verb: figures(by_verb[verb]) for verb in sorted(by_verb)},
-        "paired_k1_k8": paired(rows),
     }
 
 

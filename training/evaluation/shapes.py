@@ -12,20 +12,16 @@ differs, relative to the true change, no rendering shows: bent, pinched and melt
 """
 
 import json
-from collections import defaultdict
 
 import numpy as np
-import torch
 
-from bwm_pipelines import ChameleonWorldModelPipeline
+from training.evaluation import outcomes
 from training.evaluation.intervals import mean, proportion
-from training.evaluation.outcomes import imagine_episode, read_arguments, run
 from training.evaluation.rows import describe_run, write_json
 from training.playroom.episodes import commands_held_out, play_episode
 from training.playroom.render_and_compare import nearest_rendering
 from training.playroom.room import Room
 from training.playroom.scenes import sample_scene
-from training.workers import end_with_parent
 
 WHOLE = 0.07
 SEARCHES = 2  # each may end in a place that is not the nearest
@@ -39,36 +35,19 @@ def figures(rows: list[dict]) -> dict:
     }
 
 
-def summarise(rows: list[dict], about: dict) -> dict:
-    by_verb = defaultdict(list)
-    for row in rows:
-        by_verb[row["verb"]].append(row)
-    return {
-        **about,
-        "episodes": len(rows),
-        "all": figures(rows),
-        "held_out_combinations": figures([row for row in rows if row["held_out"]]),
-        "seen_combinations": figures([row for row in rows if not row["held_out"]]),
-        "per_verb": {verb: figures(by_verb[verb]) for verb in sorted(by_verb)},
-    }
-
-
-class Worker:
-    """What a process keeps between two episodes: the pipeline, the room, and one that renders faster."""
+class Worker(outcomes.Worker):
+    """Has a room besides that renders faster."""
 
     @classmethod
     def start(cls, checkpoint: str) -> None:
-        end_with_parent()
-        torch.set_num_threads(1)
-        cls.world = ChameleonWorldModelPipeline.from_pretrained(checkpoint)
-        cls.world.set_progress_bar_config(disable=True)
-        cls.rooms = Room(), Room(rough=True)
+        super().start(checkpoint)
+        cls.rooms = cls.room, Room(rough=True)
 
     @classmethod
     def evaluate(cls, scene: int, *, split: str, seed: int) -> dict:
         episode = play_episode(cls.rooms[0], split, scene, cls.world.config.image_size)
         cls.rooms[1].load(sample_scene(episode.seed))
-        commanded, action, output = imagine_episode(cls.world, episode, seed)
+        commanded, action, output = outcomes.imagine_episode(cls.world, episode, seed)
         outcome = episode.outcomes[commanded]
         picture = (255 * output.images[0]).round().astype(np.uint8)
         change = np.abs(outcome.after.astype(np.int16) - episode.before).sum()
@@ -87,9 +66,10 @@ class Worker:
 
 
 def main() -> None:
-    args = read_arguments(__doc__, episodes=200)
+    args = outcomes.read_arguments(__doc__, episodes=200)
     about = describe_run("training.evaluation.shapes") | {"seed": args.seed}
-    summary = summarise(run(args, Worker), about)
+    rows = outcomes.run(args, Worker)
+    summary = {**about, "episodes": len(rows), **outcomes.by_part(rows, figures)}
     write_json(args.out, "summary.json", summary)
     print(json.dumps(summary["all"], indent=1))
 

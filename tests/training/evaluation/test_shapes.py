@@ -3,14 +3,15 @@ import json
 import pytest
 
 from training.evaluation import shapes
-from training.evaluation.shapes import summarise
+from training.evaluation.outcomes import by_part
+from training.evaluation.shapes import figures
 
 ROW = {"verb": "stack", "held_out": False, "distance": 0.03}
 
 
 def test_picks_near_a_rendering_are_whole():
     rows = [ROW, ROW | {"distance": 0.3}, ROW | {"held_out": True, "verb": "push left"}]
-    summary = summarise(rows, {"seed": 0})
+    summary = by_part(rows, figures)
     assert summary["all"]["whole"]["percent"] == pytest.approx(66.7)
     assert summary["all"]["distance"]["mean"] == pytest.approx(0.12)
     assert summary["held_out_combinations"]["whole"]["n"] == 1

@@ -90,11 +90,17 @@ def load_drawn(folder: Path) -> Dataset:
 
 
 def load_rows(args: argparse.Namespace) -> Dataset:
-    """Labelled triplets, and as many free draws; `shown` and `nearby` are None where there are none."""
+    """Labelled triplets, and as many free draws; `shown` and `nearby` are None where there are none.
+
+    Raises:
+        ValueError: all free draws are `FAR` from their rendering.
+    """
     labelled = concatenate_datasets([load_labelled(folder) for folder in args.triplets])
     if args.draws is None:
         return labelled
     drawn = concatenate_datasets([load_drawn(folder) for folder in args.draws])
+    if not len(drawn):
+        raise ValueError(f"`draws` hold no draw within {FAR} of its rendering; draw with a trained checkpoint.")
     for name in ("shown", "nearby"):
         labelled = labelled.add_column(name, [None] * len(labelled), feature=drawn.features[name])
     return interleave_datasets([labelled, drawn], stopping_strategy="all_exhausted")

@@ -69,6 +69,12 @@ def test_draws_far_from_any_rendering_are_left_out(draws_folder):
     assert rows["action"][:] == [row["action"] for row in table[::2]]
 
 
+def test_draws_that_are_all_far_are_refused(checkpoint_folder, triplet_folder, draws_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(refiner, "FAR", 0.0)
+    with pytest.raises(ValueError, match="no draw within 0.0"):
+        run(checkpoint_folder, triplet_folder, draws_folder, tmp_path, monkeypatch, 1)
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_free_draws_are_shown_as_they_are(world, triplet_folder, draws_folder, share, monkeypatch):
     monkeypatch.setattr(refiner, "SHOWN_SHARE", share)

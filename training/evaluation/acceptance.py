@@ -6,13 +6,15 @@
 Picks for the first test scenes by each checkpoint, as in `training.evaluation.page`, and as many true outcomes of further scenes
 are enlarged, shuffled and numbered, beside the picture before. A reader, who may be a person or a vision-language model, sees
 `page-*.png` and `question.txt`, and writes one JSON object: a grade for each number. `key.json` says which is which, and `count`
-writes `accepted.json`: the shares that all readers, or any of them, accept and find flawless, with 95 % Wilson intervals.
+writes `accepted.json`: the shares that all readers, or any of them, accept and find flawless, with 95 % Wilson intervals; how much more
+of the same scenes is accepted by all with one checkpoint than with another; and about how many pictures the readers agree.
 """
 
 import argparse
 import json
 import random
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.new_files import new_files
-from training.evaluation.intervals import proportion
+from training.evaluation.intervals import mean, proportion
 from training.evaluation.outcomes import draw_command, imagine_episode
 from training.evaluation.rows import write_json
 from training.playroom.episodes import Episode, play_episode
@@ -127,9 +129,31 @@ def count(key: Sequence[tuple[str, int]], readings: Sequence[dict[str, int]]) ->
     }
 
 
+def compare(key: Sequence[tuple[str, int]], readings: Sequence[dict[str, int]]) -> dict:
+    """For each two checkpoints the scenes gained and lost by the second, and its difference with a 95 % bootstrap interval.
+
+    All readers must accept; arguments are as in `count`, the difference is in percent points.
+    """
+    accepted: dict[str, dict[int, bool]] = {}
+    for i, (source, scene) in enumerate(key):
+        accepted.setdefault(source, {})[scene] = all(reading[str(i)] >= 1 for reading in readings)
+    accepted.pop(TRUE, None)
+    compared = {}
+    for first, second in combinations(sorted(accepted), 2):
+        change = [int(accepted[second][scene]) - old for scene, old in accepted[first].items()]
+        compared[f"{second} beside {first}"] = {
+            "gained": change.count(1),
+            "lost": change.count(-1),
+            "difference": mean(100 * one for one in change),
+        }
+    return compared
+
+
 def write_count(args: argparse.Namespace) -> None:
     key = json.loads((args.pages / "key.json").read_text())
-    accepted = count(key, [json.loads(reading.read_text()) for reading in args.readings])
+    readings = [json.loads(reading.read_text()) for reading in args.readings]
+    accepted = count(key, readings) | compare(key, readings)
+    accepted["agreed"] = proportion(len({reading[str(i)] >= 1 for reading in readings}) == 1 for i in range(len(key)))
     write_json(args.pages, "accepted.json", accepted)
     print(json.dumps(accepted, indent=2))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.evaluation import acceptance
-from training.evaluation.acceptance import GAP, LINE, SIDE, TRUE, Item, count, draw_page
+from training.evaluation.acceptance import GAP, LINE, SIDE, TRUE, Item, compare, count, draw_page
 
 
 def test_pages_hold_picks_and_truths(checkpoint_folder, tmp_path, monkeypatch):
@@ -50,6 +50,14 @@ def test_grades_of_two_readers_are_joined():
     accepted = count(key, [{"0": 2, "1": 1, "2": 0, "3": 2}, {"0": 1, "1": 0, "2": 0, "3": 2}])
     assert [accepted["a"][name]["percent"] for name in ("accepted_by_all", "accepted_by_any")] == [33.3, 66.7]
     assert accepted["a"]["flawless_for_all"]["percent"] == 0 and accepted[TRUE]["flawless_for_all"]["n"] == 1
+
+
+def test_checkpoints_are_compared_in_the_same_scenes():
+    key = [("b", 2), ("a", 1), ("b", 1), ("a", 2), (TRUE, 3)]
+    compared = compare(key, [{"0": 2, "1": 0, "2": 1, "3": 0, "4": 2}, {"0": 0, "1": 0, "2": 2, "3": 0, "4": 2}])
+    (pair,) = compared.items()
+    assert pair[0] == "b beside a" and (pair[1]["gained"], pair[1]["lost"]) == (1, 0)
+    assert pair[1]["difference"] == {"mean": 50.0, "low": 0.0, "high": 100.0, "n": 2}
 
 
 @pytest.mark.parametrize("reading", [{"0": 2}, {"0": 2, "1": 3}])

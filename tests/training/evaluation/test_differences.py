@@ -37,8 +37,15 @@ def test_later_measures_are_compared_where_both_have_them():
         "second": 10.0,
         "difference": {"mean": -90.0, "low": -90.0, "high": -90.0, "n": 1},
     }
-    old = {name: value for name, value in WORSE.items() if name not in differences.LATER_MEASURES}
-    assert differences.differences([old], [nearer]).keys() == differences.MEASURES.keys()
+    old = {name: value for name, value in WORSE.items() if name not in ("from_truth", "malformed")}
+    assert differences.differences([old], [nearer]).keys() == differences.MEASURES["success"].keys()
+
+
+def test_shapes_are_compared_as_well():
+    first = [{"scene": i, "action": "open the door", "distance": 0.2} for i in range(2)]
+    cells = differences.differences(first, [first[0] | {"distance": 0.05}, first[1]])
+    assert cells["whole"]["first"] == 0.0 and cells["whole"]["difference"]["mean"] == 50.0
+    assert cells["distance from the nearest rendering"]["difference"]["mean"] == pytest.approx(-7.5)
 
 
 def test_other_episodes_are_refused():
@@ -54,5 +61,6 @@ def test_the_command_writes_its_figures_beside_the_second_run(tmp_path, monkeypa
     differences.main()
     written = json.loads((tmp_path / "second" / "difference.json").read_text())
     assert (
-        written["first"] == "first" and written["exact, K = 1"] == json.loads(capsys.readouterr().out)["exact, K = 1"]
+        written["first"] == str(tmp_path / "first")
+        and written["exact, K = 1"] == json.loads(capsys.readouterr().out)["exact, K = 1"]
     )

@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader
 from bwm_pipelines import ChameleonWorldModelPipeline
 from bwm_pipelines.refinement import refine
 from training.decoder import drawn_pictures, load_labelled, picture_loss
-from training.refiner_flaws import spoil
 from training.refiner_views import Views, vary
 from training.steps import learn, new_accelerator, options
 from training.triplets import load_triplets, shards_of, to_pixels
@@ -156,7 +155,7 @@ def train(args: argparse.Namespace) -> None:
         with accelerator.autocast():
             drawn, seen = show(pipe, batch, args.still)
         views = vary(Views(batch.before, drawn.float(), seen.float(), batch.targets))
-        shown = refiner(spoil(views.drawn, views.before), views.seen).float()
+        shown = refiner(views.drawn, views.seen).float()
         return picture_loss(shown, views.before, nearest(shown, views.targets))
 
     learn(accelerator, args, refiner, loader, loss_of)

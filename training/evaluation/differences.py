@@ -48,7 +48,7 @@ def differences(first: list[dict], second: list[dict]) -> dict:
     """Of each measure the mean in both, in percent, and the difference with its interval, in percent points.
 
     Raises:
-        ValueError: the rows are not of the same episodes.
+        ValueError: the rows are not of the same episodes, or have nothing measured in common.
     """
     if [(row["scene"], row["action"]) for row in first] != [(row["scene"], row["action"]) for row in second]:
         raise ValueError(
@@ -62,6 +62,10 @@ def differences(first: list[dict], second: list[dict]) -> dict:
             values = 100 * np.array([[measure(row) for row in rows] for rows in (first, second)], dtype=float)
             before, after = values.mean(1).round(1).tolist()
             result[name] = {"first": before, "second": after, "difference": mean(values[1] - values[0])}
+    if not result:
+        raise ValueError(
+            "`first` and `second` measure nothing in common; give what the same evaluation wrote of both."
+        )
     return result
 
 

@@ -53,6 +53,12 @@ def test_other_episodes_are_refused():
         differences.differences([WORSE], [WORSE | {"scene": 2}])
 
 
+def test_rows_of_different_evaluations_are_refused():
+    shapes = {"scene": 1, "action": WORSE["action"], "distance": 0.1}
+    with pytest.raises(ValueError, match="nothing in common"):
+        differences.differences([shapes], [WORSE])
+
+
 def test_the_command_writes_its_figures_beside_the_second_run(tmp_path, monkeypatch, capsys):
     for name, row in (("first", WORSE), ("second", BETTER)):
         (tmp_path / name).mkdir()
